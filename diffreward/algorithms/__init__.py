@@ -1,0 +1,1 @@
+"""One file per fine-tuning method, each reading like its paper."""

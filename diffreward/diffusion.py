@@ -1,0 +1,193 @@
+"""A pretrained diffusion model as every algorithm sees it, and the paths it produces.
+
+Steps are numbered k = 0, ..., K - 1 from noise to data: x_0 is noise, x_K is the clean state.
+Papers that count down write x_T for our x_0.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffreward.random import Source
+from diffreward.samples import Samples, concatenate
+from diffreward.transitions import Transition
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What B chains are conditioned on.
+
+    Args:
+        prompts: the B prompts.
+        tensors: whatever the family's network takes (embeddings, masks, ...), each (B, ...).
+    """
+
+    prompts: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: Tensor) -> Condition:
+        """The conditions of some chains, in the order of rows (int64 of any length)."""
+        prompts = tuple(self.prompts[i] for i in rows.tolist())
+        return Condition(prompts, {name: t[rows.to(t.device)] for name, t in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one (guided) evaluation of the network at x_k gives.
+
+    Args:
+        transition: p(x_{k+1} | x_k, c).
+        clean: the network's prediction of the clean state, E[x_K | x_k, c], (B, *event).
+    """
+
+    transition: Transition
+    clean: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Step:
+        return Step(self.transition[rows], self.clean[rows])
+
+
+class Diffusion(ABC):
+    """The reverse process p(x_0) prod_k p(x_{k+1} | x_k, c) of one model family.
+
+    To support a family, write the methods below in one file of ``pipelines/``; then
+    `diffreward.conformance.check_diffusion` says what is still wrong with it.
+    """
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """K, the number of denoising steps."""
+
+    @property
+    @abstractmethod
+    def stochastic_steps(self) -> Sequence[int]:
+        """The steps k whose transition has a density, in ascending order; empty for an ODE."""
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The denoiser: what fine-tuning trains."""
+
+    @network.setter
+    @abstractmethod
+    def network(self, module: nn.Module) -> None:
+        """Use another module with the same interface (a frozen copy, a compiled one)."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """The condition of B prompts, without gradient."""
+
+    @abstractmethod
+    def prior(self, n: int, source: Source = None) -> Tensor:
+        """Draw n initial states x_0, (n, *event)."""
+
+    @abstractmethod
+    def step(self, x: Tensor, k: int, condition: Condition) -> Step:
+        """Evaluate the network at x_k, (B, *event); differentiable in x and in the weights.
+
+        The only place where the network is called for sampling; guidance happens inside.
+        """
+
+    @abstractmethod
+    def corrupt(self, clean: Tensor, t: Tensor, source: Source = None) -> tuple[Tensor, Tensor]:
+        """Run the forward process to times t, (B,) in [0, 1] with 1 = pure noise.
+
+        Returns:
+            The noisy states (B, *event), and the network's training target at them.
+        """
+
+    @abstractmethod
+    def matching_error(
+        self, noisy: Tensor, t: Tensor, condition: Condition, target: Tensor
+    ) -> Tensor:
+        """The family's own pretraining error of each sample, (B,): mean over the event."""
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Samples:
+        """Map clean states (B, *event) to what rewards see; differentiable."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """B paths of one model.
+
+    Args:
+        states: x_0, ..., x_K: (B, K + 1, *event).
+        steps: the S steps that have a density.
+        log_probs: log p(x_{k+1} | x_k) of those steps under the model that drew them, (B, S), nats.
+        condition: of the B chains.
+    """
+
+    states: Tensor
+    steps: tuple[int, ...]
+    log_probs: Tensor
+    condition: Condition
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @property
+    def clean(self) -> Tensor:
+        """x_K, (B, *event)."""
+        return self.states[:, -1]
+
+    @property
+    def dimensions(self) -> int:
+        """The number of dimensions of one state, over which log-probabilities are summed."""
+        return self.states[0, 0].numel()
+
+
+def chunks(n: int, size: int) -> Iterator[Tensor]:
+    """The row numbers 0 .. n - 1 in consecutive blocks of at most `size`."""
+    return iter(torch.arange(n).split(size)) if n else iter(())
+
+
+@torch.no_grad()
+def rollout(
+    diffusion: Diffusion,
+    condition: Condition,
+    prior: Source = None,
+    noise: Source = None,
+    rows: int = 64,
+) -> Trajectory:
+    """Sample one path per row of the condition.
+
+    Args:
+        diffusion: the model.
+        condition: of B chains.
+        prior: random numbers for x_0; equal generators give chains that share their start.
+        noise: random numbers for the steps.
+        rows: chains that go through the network at a time.
+    """
+    steps = tuple(diffusion.stochastic_steps)
+    start = diffusion.prior(len(condition), prior)
+    states, log_probs = [], []
+    for block in chunks(len(condition), rows):
+        path, log_p = [start[block.to(start.device)]], []
+        for k in range(diffusion.num_steps):
+            transition = diffusion.step(path[-1], k, condition[block]).transition
+            path.append(transition.sample(_rows_of(noise, block)))
+            if k in steps:
+                log_p.append(transition.log_prob(path[-1]))
+        states.append(torch.stack(path, 1))
+        log_probs.append(torch.stack(log_p, 1) if log_p else start.new_zeros(len(block), 0))
+    return Trajectory(torch.cat(states), steps, torch.cat(log_probs), condition)
+
+
+def decode(diffusion: Diffusion, clean: Tensor, rows: int = 64) -> Samples:
+    """Decode clean states in blocks of at most `rows`, without gradient."""
+    with torch.no_grad():
+        return concatenate([diffusion.decode(block) for block in clean.split(rows)])
+
+
+def _rows_of(source: Source, block: Tensor) -> Source:
+    return [source[i] for i in block.tolist()] if isinstance(source, Sequence) else source

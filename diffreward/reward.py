@@ -1,0 +1,113 @@
+"""What a reward is, and how rewards combine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffreward.samples import Samples
+
+RewardFunction = Callable[[Samples, Sequence[str]], Tensor]
+"""Anything that maps B samples and their B prompts to (B,) scores: the contract of `Reward`."""
+
+
+class RewardError(ValueError):
+    """A reward broke its contract; the message says which sentence of it, and what it returned."""
+
+
+class Reward(ABC):
+    """Scores a batch of decoded samples; higher is better.
+
+    Wherever a reward is asked for, any callable of this shape will do: a function, a module, a
+    lambda in a notebook. Subclassing adds arithmetic: ``2 * a + b`` is a reward. Whether a reward
+    can be differentiated is not declared but seen: its output carries a gradient or not.
+    """
+
+    @abstractmethod
+    def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
+        """Map B samples and their B prompts to scores, (B,) float32; NaN means "no score"."""
+
+    def __add__(self, other: RewardFunction | float) -> Reward:
+        return WeightedSum([self, _constant(other)], [1.0, 1.0])
+
+    def __sub__(self, other: RewardFunction | float) -> Reward:
+        return WeightedSum([self, _constant(other)], [1.0, -1.0])
+
+    def __mul__(self, factor: float) -> Reward:
+        return WeightedSum([self], [factor])
+
+    def __neg__(self) -> Reward:
+        return WeightedSum([self], [-1.0])
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+
+class WeightedSum(Reward):
+    """The sum of some rewards, each times its weight.
+
+    Args:
+        rewards: one or more.
+        weights: one per reward, in units of the sum per unit of that reward.
+
+    Raises:
+        ValueError: if there is not one weight per reward.
+    """
+
+    def __init__(self, rewards: Sequence[RewardFunction], weights: Sequence[float]) -> None:
+        if not rewards or len(rewards) != len(weights):
+            raise ValueError(f"got {len(rewards)} rewards and {len(weights)} weights")
+        self.rewards = tuple(rewards)
+        self.weights = tuple(float(weight) for weight in weights)
+
+    def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
+        terms = [
+            weight * score(reward, samples, prompts)
+            for reward, weight in zip(self.rewards, self.weights, strict=True)
+        ]
+        return torch.stack(terms).sum(0)
+
+
+@dataclass(frozen=True)
+class Constant(Reward):
+    """The same score for every sample: what a number means in ``reward + number``."""
+
+    value: float
+
+    def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
+        return torch.full((len(prompts),), float(self.value))
+
+
+def score(reward: RewardFunction, samples: Samples, prompts: Sequence[str]) -> Tensor:
+    """Call a reward and hold it to its contract: (B,) float32, infinite scores become NaN.
+
+    Raises:
+        RewardError: if the reward returns something else than B floating-point numbers.
+    """
+    scores = reward(samples, prompts)
+    if not isinstance(scores, Tensor):
+        raise RewardError(
+            f"{name_of(reward)} returned a {type(scores).__name__}; a reward returns a tensor of "
+            f"shape ({len(prompts)},)"
+        )
+    if scores.shape != (len(prompts),):
+        raise RewardError(
+            f"{name_of(reward)} returned shape {tuple(scores.shape)} for {len(prompts)} samples; a "
+            f"reward returns one number per sample, shape ({len(prompts)},)"
+        )
+    if not scores.is_floating_point():
+        raise RewardError(f"{name_of(reward)} returned {scores.dtype}; scores are floating point")
+    return scores.float().masked_fill(scores.isinf(), torch.nan)
+
+
+def name_of(reward: RewardFunction) -> str:
+    """What to call a reward in messages and reports."""
+    return str(getattr(reward, "__name__", type(reward).__name__))
+
+
+def _constant(value: RewardFunction | float) -> RewardFunction:
+    return value if callable(value) else Constant(value)
