@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +117,23 @@ class Diffusion(ABC):
     def decode(self, x: Tensor) -> Samples:
         """Map clean states (B, *event) to what rewards see; differentiable."""
 
+    def to(self, device: torch.device | str) -> None:
+        """Move everything that sampling needs to a device."""
+        self.network.to(device)
+
+    def release_encoders(self) -> None:  # noqa: B027 - most families without prompts have none
+        """Free the device from what only `encode` needs; prompts encoded so far stay usable."""
+
+    def save_adapter(
+        self, folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]
+    ) -> None:
+        """Write LoRA weights (PEFT's names and configuration) as the family's users load them."""
+        _save(folder / "adapter.safetensors", weights)
+
+    def save_network(self, folder: Path) -> None:
+        """Write the whole network as the family's users load it."""
+        _save(folder / "network.safetensors", self.network.state_dict())
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -134,6 +153,11 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.states)
+
+    def at(self, columns: Tensor) -> Trajectory:
+        """The same paths with only some of their S steps to replay, in the order of columns."""
+        steps = tuple(self.steps[i] for i in columns.tolist())
+        return replace(self, steps=steps, log_probs=self.log_probs[:, columns])
 
     @property
     def clean(self) -> Tensor:
@@ -187,6 +211,13 @@ def decode(diffusion: Diffusion, clean: Tensor, rows: int = 64) -> Samples:
     """Decode clean states in blocks of at most `rows`, without gradient."""
     with torch.no_grad():
         return concatenate([diffusion.decode(block) for block in clean.split(rows)])
+
+
+def _save(file: Path, weights: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file)
 
 
 def _rows_of(source: Source, block: Tensor) -> Source:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,20 @@ class Samples:
     def detach(self) -> Self:
         """The same samples without gradient."""
         return replace(self, **{name: t.detach() for name, t in self._tensors().items()})
+
+    def write(self, folder: Path) -> list[str]:
+        """Write each sample to a file of its own, 000.<suffix> and so on; returns the names."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [f"{i:03d}{self._suffix}" for i in range(len(self))]
+        for i, name in enumerate(names):
+            self._write_one(i, folder / name)
+        return names
+
+    _suffix: ClassVar[str] = ".txt"
+
+    def _write_one(self, row: int, file: Path) -> None:
+        values = next(iter(self._tensors().values()))[row]
+        file.write_text(" ".join(f"{value:.6g}" for value in values.flatten().tolist()))
 
     def _tensors(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -65,6 +80,8 @@ class Images(Samples):
 
     pixels: Tensor
 
+    _suffix: ClassVar[str] = ".png"
+
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[1] != 3:
             raise ValueError(f"images are (B, 3, H, W), got {tuple(self.pixels.shape)}")
@@ -81,6 +98,9 @@ class Images(Samples):
         from PIL import Image
 
         return [Image.fromarray(image.numpy()) for image in self.uint8()]
+
+    def _write_one(self, row: int, file: Path) -> None:
+        self[row : row + 1].pil()[0].save(file)
 
 
 @dataclass(frozen=True)
@@ -110,6 +130,9 @@ class Tokens(Samples):
         """The B sequences as strings; relaxed tokens by their largest weight."""
         ids = self.ids.argmax(-1) if self.ids.ndim == 3 else self.ids
         return ["".join(self.alphabet[i] for i in row) for row in ids.tolist()]
+
+    def _write_one(self, row: int, file: Path) -> None:
+        file.write_text(self[row : row + 1].strings()[0])
 
 
 @dataclass(frozen=True)
