@@ -117,6 +117,11 @@ class Diffusion(ABC):
     def decode(self, x: Tensor) -> Samples:
         """Map clean states (B, *event) to what rewards see; differentiable."""
 
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What one must know to sample as this object does: for reports and model cards."""
+        return {"family": type(self).__name__, "num_steps": self.num_steps}
+
     def to(self, device: torch.device | str) -> None:
         """Move everything that sampling needs to a device."""
         self.network.to(device)

@@ -5,6 +5,10 @@ image gets another score. So this module repeats PIL's arithmetic: each axis by 
 with weights of 22 binary digits, and the result of each rounded to 8-bit levels. Such sums are
 exact in float64 in any order, hence the pixels equal PIL's on every device, also under autocast
 and TF32. Rounding and clamping are straight-through: their gradient is that of the identity.
+
+Pillow from version 13 on takes the height first in some images that are taller than wide (with
+``shortest``, if more than twice as tall). There our pixels remain those of its versions before 13:
+a score does not change with the version of a library.
 """
 
 from __future__ import annotations

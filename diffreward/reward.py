@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import runpy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -58,7 +61,9 @@ class WeightedSum(Reward):
         ValueError: if there is not one weight per reward.
     """
 
-    def __init__(self, rewards: Sequence[RewardFunction], weights: Sequence[float]) -> None:
+    def __init__(
+        self, rewards: Sequence[Reward | RewardFunction], weights: Sequence[float]
+    ) -> None:
         if not rewards or len(rewards) != len(weights):
             raise ValueError(f"got {len(rewards)} rewards and {len(weights)} weights")
         self.rewards = tuple(rewards)
@@ -80,6 +85,27 @@ class Constant(Reward):
 
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
         return torch.full((len(prompts),), float(self.value))
+
+
+class Function(Reward):
+    """A plain function as a reward, named as a configuration file can name it.
+
+    Args:
+        path: ``file.py:name`` or ``package.module:name`` of a function that maps samples and
+            prompts to scores, (B,).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the path is not of this form, or there is nothing callable of that name.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._function = _import(path)
+        self.__name__ = path
+
+    def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
+        return self._function(samples, prompts)
 
 
 def score(reward: RewardFunction, samples: Samples, prompts: Sequence[str]) -> Tensor:
@@ -111,3 +137,20 @@ def name_of(reward: RewardFunction) -> str:
 
 def _constant(value: RewardFunction | float) -> RewardFunction:
     return value if callable(value) else Constant(value)
+
+
+def _import(path: str) -> RewardFunction:
+    source, colon, name = path.rpartition(":")
+    if not colon:
+        raise ValueError(f"{path!r} is neither file.py:name nor package.module:name")
+    if source.endswith(".py"):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"there is no file {source} to take {name} from")
+        names = runpy.run_path(source)
+    else:
+        names = vars(importlib.import_module(source))
+    if not callable(names.get(name)):
+        there = [n for n, v in names.items() if callable(v) and not n.startswith("_")]
+        raise ValueError(f"{source} has no function {name}; it has {there}")
+    function: RewardFunction = names[name]
+    return function

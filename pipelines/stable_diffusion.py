@@ -110,6 +110,18 @@ class StableDiffusion(Diffusion):
         self._network = module
 
     @property
+    def settings(self) -> Mapping[str, object]:
+        source = self._source
+        return {
+            "base_model": source if isinstance(source, str) else source.config._name_or_path,
+            "sampler": self._sampler,
+            "num_inference_steps": self._steps,
+            "eta": self._eta,
+            "guidance_scale": self.guidance_scale,
+            "negative_prompt": self.negative_prompt,
+        }
+
+    @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
 

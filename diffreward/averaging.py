@@ -1,0 +1,54 @@
+"""An exponential moving average of the trained parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """avg <- decay * avg + (1 - decay) * parameter, after each optimiser step.
+
+    Args:
+        parameters: by name; the average starts at their values, in float32.
+        decay: in [0, 1); 0 makes the average equal to the parameters.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema_decay lies in [0, 1), got {decay}")
+        self._parameters, self._decay = dict(parameters), decay
+        self.tensors = {name: p.detach().float().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters' current values."""
+        for name, parameter in self._parameters.items():
+            self.tensors[name].lerp_(parameter.float(), 1 - self._decay)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from saved averages."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """A context in which the parameters have their averaged values, also after an error."""
+        trained = {name: p.detach().clone() for name, p in self._parameters.items()}
+        try:
+            self._set(self.tensors)
+            yield
+        finally:
+            self._set(trained)
+
+    def copy_to_parameters(self) -> None:
+        """Give the parameters their averaged values for good."""
+        self._set(self.tensors)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])

@@ -1,0 +1,332 @@
+"""The training loop, written once: collect, differentiate, step, measure, keep.
+
+Every random number is a function of the seed and of what it is for (update, prompt, sample), so a
+run depends neither on the number of processes nor on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffreward.algorithm import Algorithm, Batch
+from diffreward.checks import (
+    available_trackers,
+    check_first_step,
+    check_scores,
+    refuse_sharding,
+)
+from diffreward.diffusion import Diffusion
+from diffreward.evaluation import (
+    Evaluation,
+    Measure,
+    as_json,
+    evaluate,
+    measure,
+    sample,
+    spread,
+    write_samples,
+)
+from diffreward.learner import Learner
+from diffreward.model_card import write_model_card
+from diffreward.policy import Adaptation, LoRA, Policy
+from diffreward.prompts import prompts_of_update, read_prompts
+from diffreward.report import write_report
+from diffreward.reward import RewardFunction, name_of
+from diffreward.run_folder import RunFolder
+from diffreward.samples import Samples, concatenate
+from diffreward.settings import Training
+from diffreward.stopping import Stopped, StopSignal
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run leaves.
+
+    Args:
+        folder: report, metrics, samples, checkpoints and weights.
+        before: measures before the first update.
+        after: measures after the last one.
+        policy: the fine-tuned model; `policy.diffusion` samples from it.
+    """
+
+    folder: Path
+    before: Mapping[str, Measure]
+    after: Mapping[str, Measure]
+    policy: Policy
+
+
+def train(
+    diffusion: Diffusion,
+    algorithm: Algorithm[Any],
+    reward: RewardFunction,
+    prompts: str | Sequence[str],
+    evaluation: Evaluation | None = None,
+    adaptation: Adaptation | None = None,
+    training: Training | None = None,
+    description: str | None = None,
+) -> Run:
+    """Fine-tune a diffusion model towards a reward.
+
+    Args:
+        diffusion: the model; its network is changed in place.
+        algorithm: how it learns.
+        reward: what it learns.
+        prompts: a text file with one per line, or a list.
+        evaluation: what is measured and when; 64 samples of the training prompts if not given.
+        adaptation: what is trained; `LoRA` if not given.
+        training: how much and where to.
+        description: text that tells this run from others; kept as config.yaml.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: before anything is loaded, if the parts do
+            not fit together or a file is missing.
+        TrainingError: in the first update, before the weights change, if nothing can be learnt.
+        Stopped: after a SIGTERM or Ctrl-C, with a checkpoint written.
+    """
+    training = training or Training()
+    evaluation = evaluation or Evaluation()
+    adaptation = adaptation or LoRA()
+    if algorithm.needs_density and not diffusion.stochastic_steps:
+        raise ValueError(
+            f"{type(algorithm).__name__} needs the probability of each step, and this sampler is "
+            "deterministic; use a stochastic one (eta > 0)"
+        )
+    seen = read_prompts(prompts)
+    judged = read_prompts(evaluation.prompts) if evaluation.prompts is not None else seen
+    if description is None:
+        description = _describe(diffusion, algorithm, reward, evaluation, adaptation, training)
+    loop = _Loop(algorithm, reward, seen, evaluation, spread(judged, evaluation.samples), training)
+    return loop.run(diffusion, adaptation, description)
+
+
+class _Loop:
+    """One run, in one of its processes."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm[Any],
+        reward: RewardFunction,
+        prompts: Sequence[str],
+        evaluation: Evaluation,
+        plan: Sequence[str],
+        training: Training,
+    ) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import broadcast_object_list
+
+        self.algorithm, self.reward, self.prompts = algorithm, reward, prompts
+        self.evaluation, self.plan, self.training = evaluation, plan, training
+        self.measures = {"reward": reward, **evaluation.rewards}
+        trackers = available_trackers(training.trackers)
+        # Only the main process knows the date that the others must use.
+        output = [training.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"]
+        self.accelerator = Accelerator(
+            mixed_precision=training.mixed_precision, log_with=trackers, project_dir=output[0]
+        )
+        refuse_sharding(self.accelerator)
+        if training.prompts_per_update < self.accelerator.num_processes:
+            raise ValueError(
+                f"prompts_per_update is {training.prompts_per_update}, fewer than the "
+                f"{self.accelerator.num_processes} processes; each needs one at least"
+            )
+        broadcast_object_list(output)
+        self.folder = RunFolder(Path(output[0]), training.checkpoints_kept)
+
+    def run(self, diffusion: Diffusion, adaptation: Adaptation, description: str) -> Run:
+        from accelerate.utils import broadcast_object_list
+
+        done: list[int | None] = [None]
+        if self.accelerator.is_main_process:
+            done = [self.folder.open(description, self.training.resume is not None)]
+        broadcast_object_list(done)
+        self._prepare(diffusion, adaptation)
+        if done[0] is None:
+            self._evaluate(0)
+            self._save(0)
+        else:
+            self.learner.load(*self.folder.load(done[0]))
+        with StopSignal() as signal:
+            self._updates(done[0] or 0, signal)
+        return self._finish()
+
+    def _prepare(self, diffusion: Diffusion, adaptation: Adaptation) -> None:
+        """Load the model, encode all prompts, make the optimiser."""
+        diffusion.to(self.accelerator.device)
+        diffusion.encode([*dict.fromkeys([*self.prompts, *self.plan])])
+        diffusion.release_encoders()
+        self.policy = adaptation.attach(diffusion, self.training.rows, self.training.seed)
+        self.learner = Learner(self.policy, self.training, self.accelerator)
+        if self.training.trackers:
+            self.accelerator.init_trackers("diffreward")
+
+    def _updates(self, done: int, signal: StopSignal) -> None:
+        last = self.training.updates
+        bar = tqdm(
+            range(done + 1, last + 1),
+            desc=type(self.algorithm).__name__,
+            initial=done,
+            total=last,
+            disable=not self.accelerator.is_main_process,
+        )
+        for update in bar:
+            metrics = self._update(update)
+            self._log({"kind": "update", "update": update, **metrics})
+            bar.set_postfix(reward=f"{metrics['reward']:.4g}", loss=f"{metrics['loss']:.3g}")
+            every = self.evaluation.every
+            if update == last or (every > 0 and update % every == 0):
+                self._evaluate(update)
+            stopped = max(self._gathered([signal.received]))
+            if stopped or update == last or update % self.training.checkpoint_every == 0:
+                self._save(update)
+            if stopped:
+                bar.close()
+                raise Stopped(stopped)
+
+    def _update(self, update: int) -> dict[str, float]:
+        """One round of collecting and learning; its metrics."""
+        start = time.monotonic()
+        batch, share = self._batch(update)
+        with self.accelerator.autocast():
+            experience = self.algorithm.collect(self.policy, self.reward, batch)
+        scores = torch.tensor(self._gathered(experience.scores.tolist()))
+        if update == 1:
+            check_scores(scores)
+        collected = time.monotonic()
+        metrics: dict[str, float] = {}
+        for inner_step in range(self.algorithm.inner_steps):
+            losses = self.algorithm.losses(self.policy, experience, inner_step)
+            metrics = self.learner.accumulate(losses, share)
+            metrics["grad_norm"] = self.learner.gradient_norm()
+            if update == 1 and inner_step == 0:
+                check_first_step(metrics)
+            self.learner.step()
+        scored = scores[scores.isfinite()]
+        return {
+            "reward": float(scored.mean()),
+            "reward_std": float(scored.std()),
+            "unscored": len(scores) - len(scored),
+            **metrics,
+            "learning_rate": self.training.learning_rate,
+            "seconds_collecting": collected - start,
+            "seconds": time.monotonic() - start,
+        }
+
+    def _batch(self, update: int) -> tuple[Batch, float]:
+        """This process's prompts of an update, and their weight in the mean over processes."""
+        n, seed = self.training.prompts_per_update, self.training.seed
+        prompts = prompts_of_update(self.prompts, update, n, seed)
+        mine = self._share(n)
+        batch = Batch(
+            prompts[mine.start : mine.stop],
+            self.training.samples_per_prompt,
+            seed,
+            update,
+            mine.start,
+        )
+        return batch, len(mine) * self.accelerator.num_processes / n
+
+    def _evaluate(self, update: int) -> None:
+        """Score the fixed samples, split over the processes, and write them down."""
+        start, mine = time.monotonic(), self._share(len(self.plan))
+        prompts = self.plan[mine.start : mine.stop]
+        with self.learner.averaged(), self.accelerator.autocast():
+            samples = sample(
+                self.policy.diffusion,
+                prompts,
+                self.evaluation.seed,
+                mine.start,
+                self.training.rows,
+            )
+        scores = evaluate(samples, prompts, self.measures)
+        shown = samples[: max(0, self.evaluation.shown - mine.start)]
+        parts: list[tuple[dict[str, Tensor], Samples]] = self._gathered([(scores, shown)])
+        if not self.accelerator.is_main_process:
+            return
+        everyone = {name: torch.cat([part[name] for part, _ in parts]) for name in scores}
+        pictures = concatenate([part for _, part in parts])
+        write_samples(self.folder.samples(update), pictures, self.plan, everyone)
+        measures = as_json({name: measure(values) for name, values in everyone.items()})
+        seconds = time.monotonic() - start
+        self._log(
+            {"kind": "evaluation", "update": update, "measures": measures, "seconds": seconds}
+        )
+        write_report(self.folder.path)
+
+    def _save(self, update: int) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.save(update, self.learner.tensors(), self.learner.state())
+
+    def _finish(self) -> Run:
+        """Write the weights, their card and the report."""
+        self.accelerator.wait_for_everyone()
+        self.learner.adopt_average()
+        before, after = self.folder.measures()
+        if self.accelerator.is_main_process:
+            weights = self.folder.path / "weights"
+            self.policy.save(weights)
+            write_model_card(
+                weights,
+                algorithm=type(self.algorithm).__name__,
+                reward=name_of(self.reward),
+                before=before,
+                after=after,
+                settings=self.policy.diffusion.settings,
+            )
+            write_report(self.folder.path)
+        self.accelerator.end_training()
+        return Run(self.folder.path, _measures(before), _measures(after), self.policy)
+
+    def _share(self, n: int) -> range:
+        """Which of n things this process works on."""
+        size, index = self.accelerator.num_processes, self.accelerator.process_index
+        return range(n * index // size, n * (index + 1) // size)
+
+    def _gathered(self, values: list[Any]) -> list[Any]:
+        """The values of all processes, in order."""
+        from accelerate.utils import gather_object
+
+        return list(gather_object(values))
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.log(line)
+        if self.training.trackers:
+            values = {k: v for k, v in line.items() if isinstance(v, int | float)}
+            for name, one in line.get("measures", {}).items():
+                values |= {f"{name}/{k}": v for k, v in one.items() if v is not None}
+            self.accelerator.log(values, step=line["update"])
+
+
+def _measures(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, Measure]:
+    nan = float("nan")
+    return {
+        name: Measure(**{key: nan if v is None else v for key, v in one.items()})
+        for name, one in values.items()
+    }
+
+
+def _describe(
+    diffusion: Diffusion,
+    algorithm: Algorithm[Any],
+    reward: RewardFunction,
+    evaluation: Evaluation,
+    adaptation: Adaptation,
+    training: Training,
+) -> str:
+    """What makes a run what it is, a line each, for runs that were not started from a file."""
+    return (
+        f"diffusion: {type(diffusion).__name__}({dict(diffusion.settings)})\n"
+        f"algorithm: {algorithm}\nreward: {name_of(reward)}\nadaptation: {adaptation}\n"
+        f"evaluation: {evaluation.samples} samples, seed {evaluation.seed}, "
+        f"{sorted(evaluation.rewards)}\n"
+        f"training: {training.prompts_per_update} x {training.samples_per_prompt}, learning rate "
+        f"{training.learning_rate}, seed {training.seed}, ema {training.ema_decay}\n"
+    )
