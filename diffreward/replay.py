@@ -61,9 +61,10 @@ def replay(policy: Policy, path: Trajectory, objective: Objective, on_policy: bo
     error = 0.0
     for column, k in enumerate(path.steps):
         active = weights[:, column].nonzero().squeeze(1).cpu()
-        for block in active.split(policy.rows):
+        for part in chunks(len(active), policy.rows):
+            block = active[part]
             log_p = _log_prob(policy, path, k, block)
-            error = max(error, float((log_p.detach() - leaf[block, column]).abs().max()))
+            error = max(error, float((log_p - leaf[block, column]).detach().abs().max()))
             yield (weights[block, column] * log_p).sum()
     return {
         "loss": float(loss.detach()),

@@ -1,0 +1,94 @@
+"""Every reward keeps the contract. A new reward adds a function and is tested with the others."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffreward.conformance import check_reward
+from diffreward.random import stream
+from diffreward.reward import Constant, Reward, WeightedSum
+from diffreward.rewards.aesthetic import Aesthetic
+from diffreward.rewards.clip_score import ClipScore
+from diffreward.rewards.jpeg import JpegCompressibility, JpegIncompressibility
+from diffreward.samples import Images, Samples, Tokens, Vectors
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+PROMPTS = [
+    "a red seven on a blue background",
+    "a green one on a white background",
+    "a red seven on a blue background",
+    "a yellow two on a black background",
+]
+SAMPLES: dict[str, Samples] = {
+    "images": Images(torch.rand(4, 3, 32, 32, generator=stream(0))),
+    "tokens": Tokens(torch.randint(4, (4, 12), generator=stream(1)), "ACGT"),
+    "vectors": Vectors(torch.randn(4, 2, generator=stream(2))),
+}
+
+
+def weighted_sum(folder: Path) -> Reward:
+    return WeightedSum([JpegCompressibility(), Constant(3.0)], [2.0, -1.0])
+
+
+def jpeg_compressibility(folder: Path) -> Reward:
+    return JpegCompressibility()
+
+
+def jpeg_incompressibility(folder: Path) -> Reward:
+    return JpegIncompressibility(quality=50)
+
+
+def clip_score(folder: Path) -> Reward:
+    import open_clip
+    from safetensors.torch import save_file
+
+    model = {
+        "embed_dim": 16,
+        "vision_cfg": {
+            "image_size": 48,
+            "layers": 1,
+            "width": 16,
+            "patch_size": 16,
+            "head_width": 8,
+        },
+        "text_cfg": {"context_length": 16, "width": 16, "heads": 2, "layers": 1},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    save_file(open_clip.CLIP(**model).state_dict(), folder / "open_clip_model.safetensors")
+    return ClipScore(str(folder))
+
+
+def clip_score_of_digits(folder: Path) -> Reward:
+    if not (ASSETS / "digits-clip" / "open_clip_config.json").is_file():
+        pytest.skip(f"{ASSETS / 'digits-clip'} is not here")
+    return ClipScore(str(ASSETS / "digits-clip"))
+
+
+def aesthetic(folder: Path) -> Reward:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.save(torch.nn.Linear(8, 1).state_dict(), folder / "head.pth")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    images = {"image_size": 48, "patch_size": 16, "projection_dim": 8, "num_attention_heads": 2}
+    tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, **images))
+    tower.save_pretrained(folder)
+    return Aesthetic(str(folder / "head.pth"), str(folder))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (weighted_sum, "images"),
+        (jpeg_compressibility, "images"),
+        (jpeg_incompressibility, "images"),
+        (clip_score, "images"),
+        (clip_score_of_digits, "images"),
+        (aesthetic, "images"),
+    ],
+)
+def test_the_contract_is_kept(make: Callable[[Path], Reward], kind: str, tmp_path: Path) -> None:
+    check_reward(make(tmp_path), SAMPLES[kind], PROMPTS)
