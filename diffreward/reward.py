@@ -40,6 +40,9 @@ class Reward(ABC):
     def __sub__(self, other: RewardFunction | float) -> Reward:
         return WeightedSum([self, _constant(other)], [1.0, -1.0])
 
+    def __rsub__(self, other: RewardFunction | float) -> Reward:
+        return WeightedSum([_constant(other), self], [1.0, -1.0])
+
     def __mul__(self, factor: float) -> Reward:
         return WeightedSum([self], [factor])
 
@@ -74,7 +77,8 @@ class WeightedSum(Reward):
             weight * score(reward, samples, prompts)
             for reward, weight in zip(self.rewards, self.weights, strict=True)
         ]
-        return torch.stack(terms).sum(0)
+        device = samples.device
+        return torch.stack([term.to(device) for term in terms]).sum(0)
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,11 @@ def score(reward: RewardFunction, samples: Samples, prompts: Sequence[str]) -> T
     """Call a reward and hold it to its contract: (B,) float32, infinite scores become NaN.
 
     Raises:
+        ValueError: if there is not one prompt per sample.
         RewardError: if the reward returns something else than B floating-point numbers.
     """
+    if len(samples) != len(prompts):
+        raise ValueError(f"got {len(samples)} samples and {len(prompts)} prompts")
     scores = reward(samples, prompts)
     if not isinstance(scores, Tensor):
         raise RewardError(

@@ -30,6 +30,12 @@ class Samples:
     def __getitem__(self, rows: Tensor | slice) -> Self:
         return replace(self, **{name: tensor[rows] for name, tensor in self._tensors().items()})
 
+    @property
+    def device(self) -> torch.device:
+        """Where the samples are."""
+        device: torch.device = next(iter(self._tensors().values())).device
+        return device
+
     def detach(self) -> Self:
         """The same samples without gradient."""
         return replace(self, **{name: t.detach() for name, t in self._tensors().items()})

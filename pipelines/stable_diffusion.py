@@ -179,7 +179,7 @@ class StableDiffusion(Diffusion):
         output = self.network(
             x.to(embeddings.dtype), t, encoder_hidden_states=embeddings, return_dict=False
         )
-        return output[0].float()  # type: ignore[no-any-return]
+        return output[0].to(x.dtype)  # type: ignore[no-any-return]
 
     def corrupt(self, clean: Tensor, t: Tensor, source: Source = None) -> tuple[Tensor, Tensor]:
         noise = randn(clean.shape, source, clean.device)
