@@ -36,10 +36,6 @@ class Samples:
         device: torch.device = next(iter(self._tensors().values())).device
         return device
 
-    def detach(self) -> Self:
-        """The same samples without gradient."""
-        return replace(self, **{name: t.detach() for name, t in self._tensors().items()})
-
     def write(self, folder: Path) -> list[str]:
         """Write each sample to a file of its own, 000.<suffix> and so on; returns the names."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,7 @@ A, B = Coordinate(0), Coordinate(1)
         (-A, [-1.0, -2.0, -3.0]),
         (B - A, [9.0, 18.0, 27.0]),
         (1 + A, [2.0, 3.0, 4.0]),
+        (5 - A, [4.0, 3.0, 2.0]),
         (A + lengths, [4.0, 5.0, 8.0]),
         (A - lengths, [-2.0, -1.0, -2.0]),
         (3 * (A + 2 * (B - 1)), [57.0, 120.0, 183.0]),
@@ -99,10 +100,15 @@ def returning(value: object) -> RewardFunction:
 
 
 def test_no_score_stays_nan_and_an_infinite_score_becomes_nan() -> None:
-    raw = torch.tensor([torch.nan, torch.inf, 5.0, -torch.inf])
-    scores = score(returning(raw), points(), ["", "", "", ""])
-    assert scores.isnan().tolist() == [True, True, False, True]
-    assert scores[2] == 5.0
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        scores = score(returning(torch.tensor([bad, 5.0, 6.0])), points(), ["", "", ""])
+        assert scores.isnan().tolist() == [True, False, False]
+        assert scores[1] == 5.0
+
+
+def test_a_prompt_too_many_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 samples and 4 prompts"):
+        score(returning(torch.ones(4)), points(), [""] * 4)
 
 
 def test_a_masked_score_passes_no_gradient() -> None:

@@ -68,13 +68,6 @@ def test_what_is_no_tensor_is_kept_when_rows_are_chosen() -> None:
     assert samples.alphabet == "ACGT"
 
 
-def test_detached_samples_have_no_gradient() -> None:
-    pixels = torch.rand(2, 3, 4, 4, generator=stream(0)).requires_grad_()
-    detached = Images(pixels * 0.5).detach()
-    assert not detached.pixels.requires_grad
-    assert torch.equal(detached.pixels, pixels.detach() * 0.5)
-
-
 @pytest.mark.parametrize(("kind", "wrong"), [("images", "tokens"), ("tokens", "vectors")])
 def test_a_reward_for_another_kind_says_so(kind: str, wrong: str) -> None:
     message = f"scores {kind.capitalize()}; the model produced {wrong.capitalize()}"
