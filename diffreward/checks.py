@@ -55,9 +55,9 @@ def check_first_step(metrics: Mapping[str, float]) -> None:
 
 def available_trackers(trackers: Sequence[str]) -> list[str]:
     """The trackers, if accelerate can log to them all; ValueError otherwise."""
-    from accelerate.tracking import getavailable_trackers_trackers
+    from accelerate.tracking import get_available_trackers
 
-    available = [str(tracker) for tracker in getavailable_trackers_trackers()]
+    available = [str(tracker) for tracker in get_available_trackers()]
     missing = sorted(set(trackers) - set(available))
     if missing:
         raise ValueError(f"trackers {missing} are not installed; installed are {available}")

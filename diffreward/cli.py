@@ -7,6 +7,10 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from tqdm import tqdm
 
 from diffreward.config import (
     ConfigError,
@@ -31,7 +35,7 @@ USAGE = """usage: diffreward COMMAND [options]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name; exits with 2 on a mistake of the user."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": train, "evaluate": evaluate, "env": env}
+    commands = {"train": train, "steer": steer, "evaluate": evaluate, "env": env}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return
@@ -79,10 +83,42 @@ def train(arguments: Sequence[str]) -> None:
     print(f"\nreport: {run.folder / 'report.html'}\nweights: {run.folder / 'weights'}")
 
 
+def steer(arguments: Sequence[str]) -> None:
+    """Sample once per prompt under the pull of the reward; keep samples and scores."""
+    import torch
+
+    from diffreward.evaluation import measure, write_samples
+    from diffreward.prompts import read_prompts
+    from diffreward.steering import SteeringMethod, steer_diffusion
+
+    parser = new_parser("Sample from a model under the pull of a reward, without training.")
+    add_model_and_reward(parser)
+    parser.add_subclass_arguments(SteeringMethod, "method", required=True, help="how it is steered")
+    _add_sampling(parser)
+    made = instantiate(parser, parse(parser, arguments))
+    prompts = read_prompts(made.prompts)
+    made.diffusion.to("cuda" if torch.cuda.is_available() else "cpu")
+    bar = tqdm(total=made.diffusion.num_steps, desc=type(made.method).__name__)
+
+    def progress(done: int, total: int) -> None:
+        bar.update(done - bar.n)
+
+    steered = steer_diffusion(
+        made.diffusion, made.reward, prompts, made.method, made.seed, made.rows, progress
+    )
+    bar.close()
+    best = steered.rewards.gather(1, steered.chosen[:, None]).squeeze(1)
+    write_samples(Path(made.output), steered.samples, prompts, {"reward": best})
+    chosen, every = measure(best), measure(steered.rewards.flatten())
+    print(
+        f"reward of the chosen {chosen.mean:.4f} ± {chosen.error:.4f}, of all particles "
+        f"{every.mean:.4f}; {steered.network_rows} network rows, {steered.scored_rows} samples "
+        f"scored; see {made.output}"
+    )
+
+
 def evaluate(arguments: Sequence[str]) -> None:
     """Sample once per planned prompt, print the measures, keep samples and scores."""
-    from pathlib import Path
-
     import torch
 
     from diffreward.evaluation import evaluate as score_all
@@ -92,9 +128,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser = new_parser("Sample from a model on fixed seeds and measure.")
     add_model_and_reward(parser)
     parser.add_argument("--samples", type=int, default=256, help="how many are drawn")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples")
-    parser.add_argument("--rows", type=int, default=64, help="most samples at a time")
-    parser.add_argument("--output", type=str, required=True, help="folder of samples and scores")
+    _add_sampling(parser)
     made = instantiate(parser, parse(parser, arguments))
     plan = spread(read_prompts(made.prompts), made.samples)
     made.diffusion.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,6 +137,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     write_samples(Path(made.output), samples, plan, scores)
     result = measure(scores["reward"])
     print(f"{result.mean:.4f} ± {result.error:.4f} over {result.n} samples; see {made.output}")
+
+
+def _add_sampling(parser: ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument("--rows", type=int, default=64, help="most samples at a time")
+    parser.add_argument("--output", type=str, required=True, help="folder of samples and scores")
 
 
 def env(arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 import re
 from collections.abc import Iterator, Sequence
@@ -75,9 +76,10 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         ConfigError: naming what is wrong and, for a misspelt name, the nearest right ones.
     """
     try:
-        return parser.parse_args(list(arguments))
+        config: Namespace = parser.parse_args(list(arguments))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_explain(str(error), parser)) from error
+    return config
 
 
 def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
@@ -87,9 +89,10 @@ def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
         ConfigError: with what their constructors say.
     """
     try:
-        return parser.instantiate(config)
+        made: Namespace = parser.instantiate(config)
     except (TypeError, ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
+    return made
 
 
 def identity(parser: ArgumentParser, config: Namespace) -> str:
@@ -143,13 +146,9 @@ def _names(parser: ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         yield action.dest
         yield action.dest.split(".")[-1]
-    for base in (Algorithm, Adaptation, Diffusion, Reward):
-        for cls in _subclasses(base):
-            yield cls.__name__
-            yield from cls.__init__.__annotations__
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    for cls in base.__subclasses__():
-        yield cls
-        yield from _subclasses(cls)
+    bases: list[type] = [Algorithm, Adaptation, Diffusion, Reward]
+    while bases:
+        cls = bases.pop()
+        yield cls.__name__
+        yield from inspect.signature(cls).parameters
+        bases += cls.__subclasses__()

@@ -81,7 +81,7 @@ class Learner:
             self._average.update()
 
     def averaged(self) -> AbstractContextManager[None]:
-        """A context in which the policy has the weights that count: the average, if there is one."""
+        """A context in which the policy has the weights that count: the average, if any."""
         return nullcontext() if self._average is None else self._average.applied()
 
     def adopt_average(self) -> None:

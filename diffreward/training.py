@@ -94,13 +94,13 @@ def train(
     training = training or Training()
     evaluation = evaluation or Evaluation()
     adaptation = adaptation or LoRA()
+    seen = read_prompts(prompts)
+    judged = read_prompts(evaluation.prompts) if evaluation.prompts is not None else seen
     if algorithm.needs_density and not diffusion.stochastic_steps:
         raise ValueError(
             f"{type(algorithm).__name__} needs the probability of each step, and this sampler is "
             "deterministic; use a stochastic one (eta > 0)"
         )
-    seen = read_prompts(prompts)
-    judged = read_prompts(evaluation.prompts) if evaluation.prompts is not None else seen
     if description is None:
         description = _describe(diffusion, algorithm, reward, evaluation, adaptation, training)
     loop = _Loop(algorithm, reward, seen, evaluation, spread(judged, evaluation.samples), training)
@@ -129,7 +129,9 @@ class _Loop:
         # Only the main process knows the date that the others must use.
         output = [training.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"]
         self.accelerator = Accelerator(
-            mixed_precision=training.mixed_precision, log_with=trackers, project_dir=output[0]
+            mixed_precision=training.mixed_precision,
+            log_with=trackers or None,
+            project_dir=output[0],
         )
         refuse_sharding(self.accelerator)
         if training.prompts_per_update < self.accelerator.num_processes:
@@ -212,6 +214,7 @@ class _Loop:
         return {
             "reward": float(scored.mean()),
             "reward_std": float(scored.std()),
+            "samples": len(scores),
             "unscored": len(scores) - len(scored),
             **metrics,
             "learning_rate": self.training.learning_rate,
@@ -305,10 +308,12 @@ class _Loop:
             self.accelerator.log(values, step=line["update"])
 
 
-def _measures(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, Measure]:
-    nan = float("nan")
+def _measures(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Measure]:
+    def number(value: float | None) -> float:
+        return float("nan") if value is None else value
+
     return {
-        name: Measure(**{key: nan if v is None else v for key, v in one.items()})
+        name: Measure(number(one["mean"]), number(one["error"]), one["n"])
         for name, one in values.items()
     }
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from diffreward.random import Source, rand, randn
+
+Kind = TypeVar("Kind", bound="Transition")
 
 
 class Transition(ABC):
@@ -173,3 +176,22 @@ class Dirac(Transition):
 
     def kl(self, other: Transition) -> Tensor:
         raise TypeError("a deterministic step has no density; use a stochastic sampler (eta > 0)")
+
+
+def concatenate(parts: Sequence[Kind]) -> Kind:
+    """One batch of the chains of all parts: dataclasses of one kind, whose tensors have B rows.
+
+    Raises:
+        TypeError: if the parts are of several kinds.
+        ValueError: if there are no parts.
+    """
+    if not parts:
+        raise ValueError("cannot concatenate zero batches of transitions")
+    kinds = {type(part) for part in parts}
+    if len(kinds) > 1:
+        raise TypeError(f"cannot concatenate {sorted(kind.__name__ for kind in kinds)}")
+    columns = {
+        name: torch.cat([vars(part)[name] for part in parts]) if torch.is_tensor(value) else value
+        for name, value in vars(parts[0]).items()
+    }
+    return type(parts[0])(**columns)

@@ -158,7 +158,7 @@ class EnumerableChain(Diffusion):
     def log_kernel(self, k: int) -> Tensor:
         """Log p(x_{k+1} | x_k) from each state to each, (S^L, S^L); differentiable."""
         states = self.states()
-        log_p = self.network(states, torch.full((len(states),), k)).log_softmax(-1)
+        log_p = self.network(states, torch.full((len(states),), k)).log_softmax(-1).cpu()
         return torch.stack([log_p[:, i, states[:, i]] for i in range(self.length)]).sum(0)
 
     def log_law(self) -> Tensor:

@@ -79,7 +79,7 @@ class StableDiffusion(Diffusion):
         pipe = self._source
         if isinstance(pipe, str):
             pipe = StableDiffusionPipeline.from_pretrained(
-                pipe, torch_dtype=self._dtype, safety_checker=None, requires_safety_checker=False
+                pipe, dtype=self._dtype, safety_checker=None, requires_safety_checker=False
             )
         if torch.cuda.is_available() and is_xformers_available():
             pipe.enable_xformers_memory_efficient_attention()
@@ -112,8 +112,9 @@ class StableDiffusion(Diffusion):
     @property
     def settings(self) -> Mapping[str, object]:
         source = self._source
+        base = source if isinstance(source, str) else source.config.get("_name_or_path", "")
         return {
-            "base_model": source if isinstance(source, str) else source.config._name_or_path,
+            "base_model": base,
             "sampler": self._sampler,
             "num_inference_steps": self._steps,
             "eta": self._eta,

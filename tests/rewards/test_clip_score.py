@@ -89,9 +89,7 @@ def test_the_gradient_is_the_slope_between_neighbouring_images(folder: Path) -> 
     step = gradient.sign() / 255
     with torch.no_grad():
         rise = reward(Images(pixels + step), PROMPTS) - reward(Images(pixels - step), PROMPTS)
-    torch.testing.assert_close(
-        rise / 2, (gradient * step).sum((1, 2, 3)), rtol=0.02, atol=1e-5
-    )
+    torch.testing.assert_close(rise / 2, (gradient * step).sum((1, 2, 3)), rtol=0.02, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["tiny", "digits"])

@@ -1,0 +1,127 @@
+"""The model card: what the weights beside it are, how to load them, what to expect of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffreward.record import Change
+
+_LORA, _PIPELINE = "pytorch_lora_weights.safetensors", "model_index.json"
+_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
+_ARGUMENTS = ("num_inference_steps", "guidance_scale", "eta", "negative_prompt", "height", "width")
+
+
+def write_model_card(
+    folder: Path,
+    algorithm: str,
+    reward: str,
+    before: Mapping[str, Mapping[str, Any]],
+    after: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, object],
+) -> Path:
+    """Write ``README.md`` beside weights, as users of diffusers expect it.
+
+    Whether they are LoRA weights or a pipeline is seen from the files in the folder.
+
+    Args:
+        folder: of the weights, in the folder of the run.
+        algorithm: what they were trained with.
+        reward: what they were trained on.
+        before: mean, error and n of each measure for the base model.
+        after: the same for these weights.
+        settings: of the samples that were measured: base_model, a hub id or a folder; sampler,
+            "ddim" or "ddpm"; arguments of the call of a diffusers pipeline; anything else is only
+            listed.
+
+    Returns:
+        The card.
+    """
+    base = str(settings.get("base_model") or "")
+    is_lora = (folder / _LORA).is_file()
+    parts = [
+        _header(base, is_lora, reward),
+        f"# {folder.resolve().parent.name}",
+        _description(base, is_lora, algorithm, reward),
+        *_usage(folder, base, settings),
+        *_measures(before, after, settings),
+    ]
+    card, aside = folder / "README.md", folder / ".README.md.writing"
+    aside.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    os.replace(aside, card)
+    return card
+
+
+def _header(base: str, is_lora: bool, reward: str) -> str:
+    """What the hub reads: YAML between dashes."""
+    from huggingface_hub import ModelCardData
+
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
+    rewards = re.findall(r"[A-Za-z_]\w*", reward)
+    tags = ["text-to-image", *["lora"] * is_lora, "diffreward", *rewards]
+    data = ModelCardData(
+        base_model=base if is_hub_id else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=[*dict.fromkeys(tags)],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _description(base: str, is_lora: bool, algorithm: str, reward: str) -> str:
+    kind = "LoRA weights for" if is_lora else "A fine-tuned version of"
+    return (
+        f"{kind} {f'`{base}`' if base else 'a diffusion model'}, trained by diffreward with "
+        f"{algorithm} on the reward {reward}. No licence is stated here: see that of the base "
+        "model, from which these weights derive."
+    )
+
+
+def _usage(folder: Path, base: str, settings: Mapping[str, object]) -> list[str]:
+    """Code to copy if diffusers can load what is there."""
+    here = '"path/or/hub-id/of/this/folder"'
+    if base and (folder / _LORA).is_file():
+        source, adapter = json.dumps(base), [f"pipe.load_lora_weights({here})"]
+    elif (folder / _PIPELINE).is_file():
+        source, adapter = here, []
+    else:
+        return []
+    given = {name: settings[name] for name in _ARGUMENTS if settings.get(name) not in (None, "")}
+    call = "".join(f", {name}={value!r}" for name, value in given.items())
+    scheduler = _SCHEDULERS.get(str(settings.get("sampler")))
+    lines = [
+        f"from diffusers import {', '.join(filter(None, [scheduler, 'DiffusionPipeline']))}",
+        "",
+        f"pipe = DiffusionPipeline.from_pretrained({source})",
+        *[f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)"] * bool(scheduler),
+        *adapter,
+        f'image = pipe("a prompt"{call}).images[0]',
+    ]
+    return ["## Use", "\n".join(["```python", *lines, "```"])]
+
+
+def _measures(
+    before: Mapping[str, Mapping[str, Any]],
+    after: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, object],
+) -> list[str]:
+    rows = [[f"{c.name} ({c.role})", *c.cells] for c in Change.between(before, after)]
+    return [
+        "## Measures",
+        _table(["measure", "before", "after", "change", "n"], rows),
+        "Means over n samples ± one standard error; before is the base model, with the same "
+        "prompts and seeds. Training maximised the trained reward; the other measures were held "
+        "out. The samples were drawn with these settings:",
+        _table(["setting", "value"], [[name, str(value)] for name, value in settings.items()]),
+    ]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; whatever the cells hold stays in its cell."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -1,0 +1,173 @@
+"""The command line: overrides, help, and what each mistake is answered with."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+
+from diffreward.cli import main
+from diffreward.config import identity, instantiate, parse, training_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.write_config(tmp_path_factory.mktemp("cli"))
+
+
+def test_options_override_the_file(config: Path) -> None:
+    parser = training_parser()
+    arguments = ["--config", str(config), "--algorithm.clip", "0.5", "--updates", "7"]
+    made = instantiate(parser, parse(parser, arguments))
+    assert (made.algorithm.clip, made.algorithm.step_fraction, made.updates) == (0.5, 0.7, 7)
+
+
+def test_what_can_differ_on_resuming_is_not_part_of_a_run(config: Path) -> None:
+    parser = training_parser()
+    texts = [
+        identity(parser, parse(parser, ["--config", str(config), *more]))
+        for more in ([], ["--updates", "9", "--resume", "latest"], ["--algorithm.clip", "0.5"])
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name
+)
+def test_every_shipped_configuration_describes_a_run(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    parser = training_parser()
+    instantiate(parser, parse(parser, ["--config", str(file)]))
+
+
+def test_help_and_printed_configuration_explain_every_setting(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "samples of each, compared with each other" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(config), "--print_config"])
+    assert "step_fraction: 0.7" in capsys.readouterr().out
+
+
+def test_env_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["env"])
+    assert torch.__version__.split("+")[0] in capsys.readouterr().out
+
+
+# What is wrong, the options that make it so, and what the answer must say.
+MISTAKES = {
+    "unknown key": (["--updats", "3"], r"updats.*did you mean.*updates"),
+    "unknown argument of a class": (["--algorithm.clpi", "1"], r"clpi.*did you mean.*clip"),
+    "misspelt algorithm": (["--algorithm", "DPPO"], r"DPPO.*did you mean.*DDPO"),
+    "misspelt reward": (["--reward", "JpegCompresibility"], r"did you mean.*JpegCompressibility"),
+    "value of the wrong type": (["--updates", "many"], r"updates.*(many|int)"),
+    "missing model folder": (["--diffusion.pipeline", "./nowhere"], r"no folder ./nowhere"),
+    "missing reward file": (["--reward", "./nowhere.py:f"], r"no file ./nowhere.py"),
+    "missing reward function": (
+        ["--reward", f"{ROOT}/tests/colours.py:greenness"],
+        r"greenness.*redness",
+    ),
+    "missing reward model": (
+        ["--reward", "ClipScore", "--reward.model", "./nowhere"],
+        r"./nowhere",
+    ),
+    "missing prompts file": (["--prompts", "./nowhere.txt"], r"no prompts file ./nowhere.txt"),
+    "empty prompts file": (["--prompts", "{folder}/empty.txt"], r"empty.txt is empty"),
+    "zero samples per prompt": (["--samples_per_prompt", "0"], r"samples_per_prompt.*at least 2"),
+    "one sample per prompt": (["--samples_per_prompt", "1"], r"samples_per_prompt.*at least 2"),
+    "a likelihood method on an ODE": (["--diffusion.eta", "0"], r"deterministic.*eta > 0"),
+    "a LoRA target that matches nothing": (
+        ["--adaptation.targets", "[to_quack]"],
+        r"to_quack.*to_q",
+    ),
+    "folder of something else": (["--output", "{folder}/pipe"], r"holds something that is no run"),
+    "resuming without a folder": (["--resume", "latest", "--output", "null"], r"say which run"),
+    "an unknown tracker": (["--trackers", "[wandbb]"], r"wandbb"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_a_clear_answer_before_any_training(
+    config: Path, mistake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, expected = MISTAKES[mistake]
+    (config.parent / "empty.txt").write_text("\n \n")
+    output = ["--output", str(config.parent / mistake.replace(" ", "_"))]
+    filled = [option.replace("{folder}", str(config.parent)) for option in options]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", str(config), *output, *filled])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert re.search(expected, message, re.DOTALL), message
+    assert not list(config.parent.glob("*/metrics.jsonl"))
+
+
+def command(arguments: Sequence[str], launcher: Sequence[str] = ()) -> list[str]:
+    before = list(launcher) or [sys.executable]
+    return [*before, str(ROOT / "train.py"), *arguments]
+
+
+def test_steering_and_evaluation_write_samples_with_their_scores(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = config.parent
+    shared = [
+        "--diffusion", "StableDiffusion", "--diffusion.pipeline", str(folder / "pipe"),
+        "--diffusion.num_steps", "3", "--reward", f"{ROOT}/tests/colours.py:redness",
+        "--prompts", str(folder / "prompts.txt"),
+    ]  # fmt: skip
+    best = ["--method", "BestOfN", "--method.particles", "3"]
+    main(["steer", *shared, *best, "--output", str(folder / "steered")])
+    main(["evaluate", *shared, "--samples", "5", "--output", str(folder / "evaluated")])
+    for name in ("steered", "evaluated"):
+        index = json.loads((folder / name / "index.json").read_text())
+        assert [item["prompt"] for item in index] == runs.PROMPTS
+        assert all(item["scores"]["reward"] is not None for item in index)
+    assert "45 network rows" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_can_always_be_resumed(tmp_path: Path) -> None:
+    config = str(runs.write_config(tmp_path))
+    straight = ["--config", config, "--output", str(tmp_path / "straight")]
+    subprocess.run(command(straight), check=True)
+    killed = ["--config", config, "--output", str(tmp_path / "killed"), "--resume", "latest"]
+    moments = random.Random(0)
+    for _ in range(8):
+        process = subprocess.Popen(command(killed))
+        time.sleep(moments.uniform(6, 14))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(killed), check=True)
+    runs.assert_equal_runs(tmp_path / "straight", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    config = str(runs.write_config(tmp_path))
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    for number in ("1", "2"):
+        options = ["--config", config, "--output", str(tmp_path / number), "--updates", "1"]
+        more = ["--num_processes", number, *(["--multi_cpu"] if number == "2" else [])]
+        subprocess.run(command(options, [*launcher, *more]), check=True)
+    one, two = (runs.metrics(tmp_path / number)[1] for number in "12")
+    assert one["reward"] == pytest.approx(two["reward"], rel=1e-6)
+    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
+    ours, theirs = (runs.weights(tmp_path / number) for number in "12")
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-4)
