@@ -107,6 +107,24 @@ def test_replayed_probabilities_are_exactly_those_of_sampling(
                 break
 
 
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["fp32", "bf16 autocast"])
+def test_the_ratio_is_exactly_one_on_the_bundled_pipeline(bfloat16: bool) -> None:
+    assets = Path(__file__).parents[1] / "assets" / "digits"
+    policy = LoRA(4).attach(StableDiffusion(str(assets), 4, guidance_scale=2.0), rows=4)
+    prompts = ["a red seven on a blue background", "a green two on a black background"] * 3
+    condition = policy.diffusion.encode(prompts)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        path = rollout(policy.diffusion, condition, stream(1), stream(2), policy.rows)
+        terms = replay(policy, path, nonlinear, on_policy=True)
+        while True:
+            try:
+                next(terms).backward()
+            except StopIteration as end:
+                assert end.value["ratio_error"] == 0
+                break
+        assert torch.equal(log_probs(policy, path), path.log_probs)
+
+
 def test_entries_without_weight_are_not_replayed(tmp_path: Path) -> None:
     policy = make(tmp_path, rows=3)
     path = draw(policy)

@@ -40,7 +40,7 @@ class DDPO(Algorithm[Experience]):
     scale: Scale = "group"
     reduction: Literal["mean", "sum"] = "mean"
     step_fraction: float = 1.0
-    share_start: bool = True
+    share_start: bool = False
     inner_steps: int = 1
 
     def collect(self, policy: Policy, reward: RewardFunction, batch: Batch) -> Experience:

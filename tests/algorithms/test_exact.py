@@ -169,9 +169,14 @@ def test_ddpo_moves_the_mass_to_the_best_state() -> None:
     assert mean_reward(path_law(world), world) > 0.9
 
 
-@pytest.mark.parametrize("algorithm", [DDPO(), D3PO(), PRDP(clip=1e-4)])
-def test_the_paths_of_a_group_share_their_start_unless_told_otherwise(algorithm: Algorithm) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "shared"),
+    [(D3PO(), True), (PRDP(), True), (PRDP(share_start=False), False), (DDPO(), False)],
+)
+def test_the_paths_of_a_group_share_their_start_where_the_method_compares_paths(
+    algorithm: Algorithm, shared: bool
+) -> None:
     policy = Full().attach(chain(), rows=64)
     experience = algorithm.collect(policy, TableReward(REWARDS), Batch(["", ""], 16, seed=3))
     starts = experience.path.states[:, 0, 0].reshape(2, 16)
-    assert (starts == starts[:, :1]).all()
+    assert bool((starts == starts[:, :1]).all()) == shared
