@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -50,24 +49,4 @@ def check_first_step(metrics: Mapping[str, float]) -> None:
         raise TrainingError(
             "the gradient of the first update is zero: all samples of each prompt have equal "
             "scores, or the loss does not reach the trained weights"
-        )
-
-
-def available_trackers(trackers: Sequence[str]) -> list[str]:
-    """The trackers, if accelerate can log to them all; ValueError otherwise."""
-    from accelerate.tracking import get_available_trackers
-
-    available = [str(tracker) for tracker in get_available_trackers()]
-    missing = sorted(set(trackers) - set(available))
-    if missing:
-        raise ValueError(f"trackers {missing} are not installed; installed are {available}")
-    return list(trackers)
-
-
-def refuse_sharding(accelerator: Any) -> None:
-    """ValueError for a launch that splits the network over processes."""
-    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise ValueError(
-            f"{accelerator.distributed_type.value} shards the network, which this loop does not "
-            "support; launch with plain multi-GPU (each process holds the whole network)"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffreward.algorithm import Algorithm, Batch
-from diffreward.checks import (
-    available_trackers,
-    check_first_step,
-    check_scores,
-    refuse_sharding,
-)
+from diffreward.checks import check_first_step, check_scores
 from diffreward.diffusion import Diffusion
 from diffreward.evaluation import (
     Evaluation,
@@ -37,6 +32,7 @@ from diffreward.evaluation import (
 from diffreward.learner import Learner
 from diffreward.model_card import write_model_card
 from diffreward.policy import Adaptation, LoRA, Policy
+from diffreward.processes import Processes
 from diffreward.prompts import prompts_of_update, read_prompts
 from diffreward.report import write_report
 from diffreward.reward import RewardFunction, name_of
@@ -119,44 +115,29 @@ class _Loop:
         plan: Sequence[str],
         training: Training,
     ) -> None:
-        from accelerate import Accelerator
-        from accelerate.utils import broadcast_object_list
-
         self.algorithm, self.reward, self.prompts = algorithm, reward, prompts
         self.evaluation, self.plan, self.training = evaluation, plan, training
         self.measures = {"reward": reward, **evaluation.rewards}
-        trackers = available_trackers(training.trackers)
+        self.processes = Processes(training)
+        self.accelerator = self.processes.accelerator
         # Only the main process knows the date that the others must use.
-        output = [training.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"]
-        self.accelerator = Accelerator(
-            mixed_precision=training.mixed_precision,
-            log_with=trackers or None,
-            project_dir=output[0],
-        )
-        refuse_sharding(self.accelerator)
-        if training.prompts_per_update < self.accelerator.num_processes:
-            raise ValueError(
-                f"prompts_per_update is {training.prompts_per_update}, fewer than the "
-                f"{self.accelerator.num_processes} processes; each needs one at least"
-            )
-        broadcast_object_list(output)
-        self.folder = RunFolder(Path(output[0]), training.checkpoints_kept)
+        output = training.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+        path = Path(self.processes.from_main(output))
+        self.folder = RunFolder(path, training.checkpoints_kept)
 
     def run(self, diffusion: Diffusion, adaptation: Adaptation, description: str) -> Run:
-        from accelerate.utils import broadcast_object_list
-
-        done: list[int | None] = [None]
+        done = None
         if self.accelerator.is_main_process:
-            done = [self.folder.open(description, self.training.resume is not None)]
-        broadcast_object_list(done)
+            done = self.folder.open(description, self.training.resume is not None)
+        done = self.processes.from_main(done)
         self._prepare(diffusion, adaptation)
-        if done[0] is None:
+        if done is None:
             self._evaluate(0)
             self._save(0)
         else:
-            self.learner.load(*self.folder.load(done[0]))
+            self.learner.load(*self.folder.load(done))
         with StopSignal() as signal:
-            self._updates(done[0] or 0, signal)
+            self._updates(done or 0, signal)
         return self._finish()
 
     def _prepare(self, diffusion: Diffusion, adaptation: Adaptation) -> None:
@@ -185,7 +166,7 @@ class _Loop:
             every = self.evaluation.every
             if update == last or (every > 0 and update % every == 0):
                 self._evaluate(update)
-            stopped = max(self._gathered([signal.received]))
+            stopped = max(self.processes.gathered([signal.received]))
             if stopped or update == last or update % self.training.checkpoint_every == 0:
                 self._save(update)
             if stopped:
@@ -198,7 +179,7 @@ class _Loop:
         batch, share = self._batch(update)
         with self.accelerator.autocast():
             experience = self.algorithm.collect(self.policy, self.reward, batch)
-        scores = torch.tensor(self._gathered(experience.scores.tolist()))
+        scores = torch.tensor(self.processes.gathered(experience.scores.tolist()))
         if update == 1:
             check_scores(scores)
         collected = time.monotonic()
@@ -226,7 +207,7 @@ class _Loop:
         """This process's prompts of an update, and their weight in the mean over processes."""
         n, seed = self.training.prompts_per_update, self.training.seed
         prompts = prompts_of_update(self.prompts, update, n, seed)
-        mine = self._share(n)
+        mine = self.processes.share(n)
         batch = Batch(
             prompts[mine.start : mine.stop],
             self.training.samples_per_prompt,
@@ -238,7 +219,7 @@ class _Loop:
 
     def _evaluate(self, update: int) -> None:
         """Score the fixed samples, split over the processes, and write them down."""
-        start, mine = time.monotonic(), self._share(len(self.plan))
+        start, mine = time.monotonic(), self.processes.share(len(self.plan))
         prompts = self.plan[mine.start : mine.stop]
         with self.learner.averaged(), self.accelerator.autocast():
             samples = sample(
@@ -250,7 +231,7 @@ class _Loop:
             )
         scores = evaluate(samples, prompts, self.measures)
         shown = samples[: max(0, self.evaluation.shown - mine.start)]
-        parts: list[tuple[dict[str, Tensor], Samples]] = self._gathered([(scores, shown)])
+        parts: list[tuple[dict[str, Tensor], Samples]] = self.processes.gathered([(scores, shown)])
         if not self.accelerator.is_main_process:
             return
         everyone = {name: torch.cat([part[name] for part, _ in parts]) for name in scores}
@@ -287,17 +268,6 @@ class _Loop:
         self.accelerator.end_training()
         return Run(self.folder.path, _measures(before), _measures(after), self.policy)
 
-    def _share(self, n: int) -> range:
-        """Which of n things this process works on."""
-        size, index = self.accelerator.num_processes, self.accelerator.process_index
-        return range(n * index // size, n * (index + 1) // size)
-
-    def _gathered(self, values: list[Any]) -> list[Any]:
-        """The values of all processes, in order."""
-        from accelerate.utils import gather_object
-
-        return list(gather_object(values))
-
     def _log(self, line: Mapping[str, Any]) -> None:
         if self.accelerator.is_main_process:
             self.folder.log(line)
@@ -327,11 +297,8 @@ def _describe(
     training: Training,
 ) -> str:
     """What makes a run what it is, a line each, for runs that were not started from a file."""
-    return (
-        f"diffusion: {type(diffusion).__name__}({dict(diffusion.settings)})\n"
-        f"algorithm: {algorithm}\nreward: {name_of(reward)}\nadaptation: {adaptation}\n"
-        f"evaluation: {evaluation.samples} samples, seed {evaluation.seed}, "
-        f"{sorted(evaluation.rewards)}\n"
-        f"training: {training.prompts_per_update} x {training.samples_per_prompt}, learning rate "
-        f"{training.learning_rate}, seed {training.seed}, ema {training.ema_decay}\n"
-    )
+    kept = replace(training, updates=1, output=None, resume=None, trackers=(), checkpoint_every=1)
+    measured = replace(evaluation, rewards={}), sorted(evaluation.rewards)
+    model = type(diffusion).__name__, dict(diffusion.settings)
+    parts = (model, algorithm, name_of(reward), adaptation, measured, kept)
+    return "".join(f"{part}\n" for part in parts)

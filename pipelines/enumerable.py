@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffreward.diffusion import Condition, Diffusion, Step, Trajectory
+from diffreward.enumeration import joint, number, sequences
 from diffreward.random import Source, randn, stream
 from diffreward.samples import Samples, Tokens, tokens
 from diffreward.transitions import Categorical
@@ -205,26 +206,6 @@ class TableReward:
         if ids.ndim == 3:
             return joint(ids.float()) @ table
         return table[number(ids, round(len(table) ** (1 / ids.shape[1])))]
-
-
-def number(ids: Tensor, base: int) -> Tensor:
-    """The numbers of states or sequences, (..., L) -> (...)."""
-    places = base ** torch.arange(ids.shape[-1] - 1, -1, -1, device=ids.device)
-    return (ids * places).sum(-1)
-
-
-def sequences(symbols: int, length: int) -> Tensor:
-    """All sequences in the order of their numbers, (symbols^length, length)."""
-    places = symbols ** torch.arange(length - 1, -1, -1)
-    return torch.arange(symbols**length)[:, None] // places % symbols
-
-
-def joint(weights: Tensor) -> Tensor:
-    """The product of L laws on S symbols, (B, L, S) -> (B, S^L)."""
-    product = weights[:, 0]
-    for i in range(1, weights.shape[1]):
-        product = (product[:, :, None] * weights[:, i, None]).flatten(1)
-    return product
 
 
 def random_law(symbols: int = 4, length: int = 3, seed: int = 0) -> Tensor:

@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = {"random", "samples", "transitions", "diffusion", "reward", "loading", "preprocessing"}
+CORE = {
+    "enumeration",
+    "random",
+    "samples",
+    "transitions",
+    "diffusion",
+    "reward",
+    "loading",
+    "preprocessing",
+}
 FLOORS: dict[str, int] = {
     "__init__": 9,
+    "enumeration": 0,
     "random": 0,
     "samples": 0,
     "loading": 0,
@@ -21,6 +31,7 @@ FLOORS: dict[str, int] = {
     "exhibits": 1,
     "model_card": 1,
     "report": 2,
+    "processes": 1,
     "run_folder": 0,
     "averaging": 0,
     "checks": 0,

@@ -59,10 +59,11 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
 
 
 def test_the_batch_that_goes_through_the_network_does_not_change_the_run(tmp_path: Path) -> None:
-    a, b = runs.run(tmp_path, "a", 2, rows=4).folder, runs.run(tmp_path, "b", 2, rows=9).folder
-    ours, theirs = runs.weights(a), runs.weights(b)
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], atol=2e-4, rtol=1e-3)
+    a, b = runs.run(tmp_path, "a", 1, rows=4).folder, runs.run(tmp_path, "b", 1, rows=9).folder
+    # Not of the weights: Adam makes a step of full length out of a gradient that is only rounding.
+    ours, theirs = runs.metrics(a)[1], runs.metrics(b)[1]
+    for name in ("reward", "reward_std", "loss", "grad_norm"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
 
 
 def test_the_plain_pipeline_draws_the_evaluation_images_with_the_lora(tmp_path: Path) -> None:

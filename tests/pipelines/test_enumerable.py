@@ -8,15 +8,13 @@ from torch import Tensor
 
 from diffreward.conformance import check_diffusion
 from diffreward.diffusion import Trajectory, rollout
+from diffreward.enumeration import joint, number, sequences
 from diffreward.pipelines.enumerable import (
     EnumerableChain,
     TableReward,
-    joint,
     masked_chain,
-    number,
     random_kernels,
     random_law,
-    sequences,
     soft_optimum,
     tabular_chain,
     tilt,

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from diffreward.diffusion import Diffusion
+from diffreward.enumeration import number
 from diffreward.pipelines.enumerable import (
     EnumerableChain,
     TableReward,
     masked_chain,
-    number,
     tilt,
     total_variation,
 )
