@@ -80,7 +80,7 @@ def minimise(world: EnumerableChain, shared: bool, loss_of: str) -> float:
         return value
 
     optimizer.step(closure)
-    return float(loss())
+    return float(loss().detach())
 
 
 def test_prdp_with_shared_starts_has_the_path_optimum_as_its_minimum() -> None:
