@@ -186,7 +186,7 @@ class _Loop:
         metrics: dict[str, float] = {}
         for inner_step in range(self.algorithm.inner_steps):
             losses = self.algorithm.losses(self.policy, experience, inner_step)
-            metrics = self.learner.accumulate(losses, share)
+            metrics = self._combined(self.learner.accumulate(losses, share), share)
             metrics["grad_norm"] = self.learner.gradient_norm()
             if update == 1 and inner_step == 0:
                 check_first_step(metrics)
@@ -201,6 +201,16 @@ class _Loop:
             "learning_rate": self.training.learning_rate,
             "seconds_collecting": collected - start,
             "seconds": time.monotonic() - start,
+        }
+
+    def _combined(self, metrics: dict[str, float], share: float) -> dict[str, float]:
+        """The metrics over all processes: the largest of each error, the mean of the others."""
+        parts = self.processes.gathered([(metrics, share)])
+        return {
+            name: max(part[name] for part, _ in parts)
+            if name.endswith("_error")
+            else sum(part[name] * weight for part, weight in parts) / len(parts)
+            for name in metrics
         }
 
     def _batch(self, update: int) -> tuple[Batch, float]:

@@ -1,6 +1,7 @@
 """The command line: overrides, help, and what each mistake is answered with."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -159,15 +160,27 @@ def test_a_run_that_is_killed_at_random_moments_can_always_be_resumed(tmp_path: 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     config = str(runs.write_config(tmp_path))
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # `accelerate launch --cpu --num_processes 2` starts one process only (accelerate 1.15): its
+    # launcher for several CPU processes wants MPI. torchrun starts what accelerate then joins.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     for number in ("1", "2"):
         options = ["--config", config, "--output", str(tmp_path / number), "--updates", "1"]
-        more = ["--num_processes", number, *(["--multi_cpu"] if number == "2" else [])]
-        subprocess.run(command(options, [*launcher, *more]), check=True)
+        options += ["--algorithm.inner_steps", "1"]
+        subprocess.run(
+            command(options, [*launcher, "--nproc_per_node", number]),
+            check=True,
+            env={**os.environ, "ACCELERATE_USE_CPU": "1"},
+        )
     one, two = (runs.metrics(tmp_path / number)[1] for number in "12")
-    assert one["reward"] == pytest.approx(two["reward"], rel=1e-6)
-    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
-    ours, theirs = (runs.weights(tmp_path / number) for number in "12")
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-4)
+    assert one["samples"] == two["samples"] == 12
+    for name in ("reward", "reward_std", "grad_norm"):
+        assert one[name] == pytest.approx(two[name], rel=1e-4)
+    ours, theirs = (first_gradient(tmp_path / number) for number in "12")
+    assert (ours - theirs).norm() / ours.norm() < 1e-4
+
+
+def first_gradient(run: Path) -> torch.Tensor:
+    """The gradient of the first step, up to a factor: Adam's first moment after it."""
+    state = torch.load(run / "checkpoints" / "000001" / "state.pt", weights_only=True)
+    moments = [one["exp_avg"].flatten() for one in state["optimizer"]["state"].values()]
+    return torch.cat(moments)
