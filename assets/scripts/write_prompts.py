@@ -5,6 +5,7 @@ From the root of the repository:
     python assets/scripts/write_prompts.py
 """
 
+import random
 from pathlib import Path
 
 from digits import Combination, caption, held_out_combinations, seen_combinations
@@ -23,6 +24,8 @@ def main(output: Path = Path("assets/prompts")) -> None:
         "digits_heldout.txt": held_out_combinations(),
     }
     for name, combinations in files.items():
+        # So that the first few prompts, which reports show, are of all kinds.
+        random.Random(0).shuffle(combinations)
         (output / name).write_text("".join(f"{caption(each)}\n" for each in combinations))
 
 
