@@ -108,6 +108,14 @@ def test_every_method_trains_every_adapter(tmp_path: Path, algorithm: object) ->
     assert moved and all(moved.values())
 
 
+def test_half_precision_sees_the_same_probabilities_in_sampling_and_training(
+    tmp_path: Path,
+) -> None:
+    run = runs.run(tmp_path, updates=2, algorithm=DDPO(), mixed_precision="bf16")
+    errors = [line["ratio_error"] for line in runs.metrics(run.folder) if line["kind"] == "update"]
+    assert errors == [0, 0]
+
+
 def test_a_termination_signal_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "run" / "metrics.jsonl"
 
