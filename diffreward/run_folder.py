@@ -51,7 +51,7 @@ class RunFolder:
                     "another --output"
                 )
             _require_same(config.read_text(encoding="utf-8"), description, self.path)
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and {p.name for p in self.path.iterdir()} - {_aside(config).name}:
             raise FileExistsError(f"{self.path} holds something that is no run; choose another")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class RunFolder:
     def save(self, update: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write a checkpoint: named tensors, and whatever else torch can save."""
         target = self.path / "checkpoints" / f"{update:06d}"
-        aside = target.with_name(f".{target.name}.writing")
+        aside = _aside(target)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -120,9 +120,13 @@ def _update_of(line: str) -> float:
 
 
 def _write_atomically(file: Path, text: str) -> None:
-    aside = file.with_name(f".{file.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, file)
+    _aside(file).write_text(text, encoding="utf-8")
+    os.replace(_aside(file), file)
+
+
+def _aside(path: Path) -> Path:
+    """Where a file or folder is written before it takes its name."""
+    return path.with_name(f".{path.name}.writing")
 
 
 def _require_same(there: str, ours: str, path: Path) -> None:

@@ -118,10 +118,10 @@ class _Loop:
         self.algorithm, self.reward, self.prompts = algorithm, reward, prompts
         self.evaluation, self.plan, self.training = evaluation, plan, training
         self.measures = {"reward": reward, **evaluation.rewards}
-        self.processes = Processes(training)
-        self.accelerator = self.processes.accelerator
-        # Only the main process knows the date that the others must use.
         output = training.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+        self.processes = Processes(replace(training, output=output))
+        self.accelerator = self.processes.accelerator
+        # The main process's: clocks differ.
         path = Path(self.processes.from_main(output))
         self.folder = RunFolder(path, training.checkpoints_kept)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import runs
+import small_runs
 import torch
 
 from diffreward.cli import main
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_config(tmp_path_factory.mktemp("cli"))
+    return small_runs.write_config(tmp_path_factory.mktemp("cli"))
 
 
 def test_options_override_the_file(config: Path) -> None:
@@ -136,14 +136,14 @@ def test_steering_and_evaluation_write_samples_with_their_scores(
     main(["evaluate", *shared, "--samples", "5", "--output", str(folder / "evaluated")])
     for name in ("steered", "evaluated"):
         index = json.loads((folder / name / "index.json").read_text())
-        assert [item["prompt"] for item in index] == runs.PROMPTS
+        assert [item["prompt"] for item in index] == small_runs.PROMPTS
         assert all(item["scores"]["reward"] is not None for item in index)
     assert "45 network rows" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments_can_always_be_resumed(tmp_path: Path) -> None:
-    config = str(runs.write_config(tmp_path))
+    config = str(small_runs.write_config(tmp_path))
     straight = ["--config", config, "--output", str(tmp_path / "straight")]
     subprocess.run(command(straight), check=True)
     killed = ["--config", config, "--output", str(tmp_path / "killed"), "--resume", "latest"]
@@ -154,12 +154,12 @@ def test_a_run_that_is_killed_at_random_moments_can_always_be_resumed(tmp_path: 
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command(killed), check=True)
-    runs.assert_equal_runs(tmp_path / "straight", tmp_path / "killed")
+    small_runs.assert_equal_runs(tmp_path / "straight", tmp_path / "killed")
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    config = str(runs.write_config(tmp_path))
+    config = str(small_runs.write_config(tmp_path))
     # `accelerate launch --cpu --num_processes 2` starts one process only (accelerate 1.15): its
     # launcher for several CPU processes wants MPI. torchrun starts what accelerate then joins.
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -171,7 +171,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
             check=True,
             env={**os.environ, "ACCELERATE_USE_CPU": "1"},
         )
-    one, two = (runs.metrics(tmp_path / number)[1] for number in "12")
+    one, two = (small_runs.metrics(tmp_path / number)[1] for number in "12")
     assert one["samples"] == two["samples"] == 12
     for name in ("reward", "reward_std", "grad_norm"):
         assert one[name] == pytest.approx(two[name], rel=1e-4)

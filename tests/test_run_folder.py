@@ -18,6 +18,12 @@ def test_a_new_run_starts_at_the_beginning(tmp_path: Path) -> None:
     assert folder(tmp_path).open("seed: 0", resume=True) is None
 
 
+def test_a_crash_before_the_first_file_was_whole_leaves_a_new_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.yaml.writing").write_text("se")
+    assert folder(tmp_path).open("seed: 0", resume=True) is None
+
+
 def test_tensors_and_state_come_back_from_the_newest_checkpoint(tmp_path: Path) -> None:
     run = folder(tmp_path)
     run.open("seed: 0", resume=False)
