@@ -73,8 +73,10 @@ class Learner:
             )
         return norm
 
-    def step(self) -> None:
-        """Take the optimiser's step."""
+    def step(self, rate: float) -> None:
+        """Take the optimiser's step at a learning rate."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self._average is not None:

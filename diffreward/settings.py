@@ -18,6 +18,8 @@ class Training:
         rows: most chains that go through the network at a time; lower it when memory runs out, the
             result stays the same.
         learning_rate: of AdamW.
+        schedule: "constant", or "linear": the rate falls evenly, to 0 after the last update. A run
+            that is resumed with another number of updates then goes on with other rates.
         weight_decay: of AdamW.
         max_grad_norm: gradients longer than this are scaled down to it.
         ema_decay: of an average of the weights that is then what is evaluated and saved; 0 is none.
@@ -35,6 +37,7 @@ class Training:
     samples_per_prompt: int = 8
     rows: int = 64
     learning_rate: float = 3e-4
+    schedule: Literal["constant", "linear"] = "constant"
     weight_decay: float = 1e-4
     max_grad_norm: float = 1.0
     ema_decay: float = 0.0
@@ -60,3 +63,8 @@ class Training:
             raise ValueError(f"ema_decay lies in [0, 1), got {self.ema_decay}")
         if self.resume is not None and self.output is None:
             raise ValueError("to resume, say which run: --output FOLDER --resume latest")
+
+    def rate(self, update: int) -> float:
+        """The learning rate of an update, 1, ..., `updates`."""
+        left = 1.0 if self.schedule == "constant" else 1 - (update - 1) / self.updates
+        return self.learning_rate * left

@@ -175,7 +175,7 @@ class _Loop:
 
     def _update(self, update: int) -> dict[str, float]:
         """One round of collecting and learning; its metrics."""
-        start = time.monotonic()
+        start, rate = time.monotonic(), self.training.rate(update)
         batch, share = self._batch(update)
         with self.accelerator.autocast():
             experience = self.algorithm.collect(self.policy, self.reward, batch)
@@ -190,7 +190,7 @@ class _Loop:
             metrics["grad_norm"] = self.learner.gradient_norm()
             if update == 1 and inner_step == 0:
                 check_first_step(metrics)
-            self.learner.step()
+            self.learner.step(rate)
         scored = scores[scores.isfinite()]
         return {
             "reward": float(scored.mean()),
@@ -198,7 +198,7 @@ class _Loop:
             "samples": len(scores),
             "unscored": len(scores) - len(scored),
             **metrics,
-            "learning_rate": self.training.learning_rate,
+            "learning_rate": rate,
             "seconds_collecting": collected - start,
             "seconds": time.monotonic() - start,
         }
