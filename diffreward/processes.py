@@ -14,11 +14,10 @@ class Processes:
     """One of the processes that train together, or the only one.
 
     Args:
-        training: precision, trackers, and the prompts that the processes share.
+        training: precision, trackers and the folder that they write to.
 
     Raises:
-        ValueError: if a tracker is missing, a process would have nothing to do, or the launch
-            splits the network over processes.
+        ValueError: if a tracker is missing, or the launch splits the network over processes.
     """
 
     def __init__(self, training: Training) -> None:
@@ -31,11 +30,17 @@ class Processes:
             project_dir=training.output,
         )
         _refuse_sharding(self.accelerator)
+
+    def require(self, name: str, n: int) -> None:
+        """Check that there is something to do for every process.
+
+        Raises:
+            ValueError: naming the setting that is too small.
+        """
         size = self.accelerator.num_processes
-        if training.prompts_per_update < size:
+        if n < size:
             raise ValueError(
-                f"prompts_per_update is {training.prompts_per_update}, fewer than the {size} "
-                "processes; each needs one at least"
+                f"{name} is {n}, fewer than the {size} processes; each needs one at least"
             )
 
     def share(self, n: int) -> range:

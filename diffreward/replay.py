@@ -20,7 +20,7 @@ Objective = Callable[[Tensor], Tensor]
 """Maps log-probabilities under the policy, (B, S) in nats, to a scalar loss."""
 
 Losses = Generator[Tensor, None, dict[str, float]]
-"""Yields scalars whose gradients sum to that of the loss; returns metrics by name.
+"""Yields scalars whose gradients sum to that of the loss; returns metrics, "loss" among them.
 
 Over several processes, names that end in "_error" are combined by maximum, others by mean.
 """

@@ -36,6 +36,10 @@ class Samples:
         device: torch.device = next(iter(self._tensors().values())).device
         return device
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same samples on another device."""
+        return replace(self, **{name: t.to(device) for name, t in self._tensors().items()})
+
     def write(self, folder: Path) -> list[str]:
         """Write each sample to a file of its own, 000.<suffix> and so on; returns the names."""
         folder.mkdir(parents=True, exist_ok=True)

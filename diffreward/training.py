@@ -120,6 +120,8 @@ class _Loop:
         self.measures = {"reward": reward, **evaluation.rewards}
         output = training.output or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
         self.processes = Processes(replace(training, output=output))
+        self.processes.require("prompts_per_update", training.prompts_per_update)
+        self.processes.require("evaluation.samples", evaluation.samples)
         self.accelerator = self.processes.accelerator
         # The main process's: clocks differ.
         path = Path(self.processes.from_main(output))
@@ -230,22 +232,26 @@ class _Loop:
     def _evaluate(self, update: int) -> None:
         """Score the fixed samples, split over the processes, and write them down."""
         start, mine = time.monotonic(), self.processes.share(len(self.plan))
-        prompts = self.plan[mine.start : mine.stop]
+        prompts, rows = self.plan[mine.start : mine.stop], self.training.rows
+        bar = tqdm(
+            range(0, len(prompts), rows),
+            desc="evaluation",
+            leave=False,
+            disable=not self.accelerator.is_main_process,
+        )
+        diffusion, seed = self.policy.diffusion, self.evaluation.seed
         with self.learner.averaged(), self.accelerator.autocast():
-            samples = sample(
-                self.policy.diffusion,
-                prompts,
-                self.evaluation.seed,
-                mine.start,
-                self.training.rows,
-            )
+            parts = [
+                sample(diffusion, prompts[i : i + rows], seed, mine.start + i, rows) for i in bar
+            ]
+        samples = concatenate(parts)
         scores = evaluate(samples, prompts, self.measures)
-        shown = samples[: max(0, self.evaluation.shown - mine.start)]
-        parts: list[tuple[dict[str, Tensor], Samples]] = self.processes.gathered([(scores, shown)])
+        shown = samples[: max(0, self.evaluation.shown - mine.start)].to("cpu")
+        found: list[tuple[dict[str, Tensor], Samples]] = self.processes.gathered([(scores, shown)])
         if not self.accelerator.is_main_process:
             return
-        everyone = {name: torch.cat([part[name] for part, _ in parts]) for name in scores}
-        pictures = concatenate([part for _, part in parts])
+        everyone = {name: torch.cat([part[name] for part, _ in found]) for name in scores}
+        pictures = concatenate([part for _, part in found])
         write_samples(self.folder.samples(update), pictures, self.plan, everyone)
         measures = as_json({name: measure(values) for name, values in everyone.items()})
         seconds = time.monotonic() - start

@@ -129,3 +129,8 @@ def test_tensors_of_another_shape_or_type_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_samples_move_with_everything_but_their_settings() -> None:
+    moved = Tokens(torch.zeros(2, 3, dtype=torch.long), "AC").to("meta")
+    assert moved.device.type == "meta" and moved.alphabet == "AC"
