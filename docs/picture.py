@@ -15,23 +15,28 @@ MEASURE = "all right"
 
 
 def draw(run: Path, output: Path) -> None:
-    """Draw the first samples of the first and of the last evaluation."""
+    """Draw all kept samples of the first and of the last evaluation."""
     updates = sorted((run / "samples").iterdir())
-    figure = Figure(figsize=(1.15 * COLUMNS, 3.3), layout="constrained")
-    axes = figure.subplots(2, COLUMNS)
-    for row, (label, folder) in enumerate([("before", updates[0]), ("after", updates[-1])]):
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))[:COLUMNS]
+    ends = {"before": updates[0], "after": updates[-1]}
+    indices = {
+        label: json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        for label, folder in ends.items()
+    }
+    blocks = len(indices["before"]) // COLUMNS
+    figure = Figure(figsize=(1.15 * COLUMNS, 2.75 * blocks), layout="constrained")
+    axes = figure.subplots(2 * blocks, COLUMNS)
+    for row, (block, label) in enumerate((b, label) for b in range(blocks) for label in ends):
         axes[row, 0].set_ylabel(label, fontsize=11)
-        for axis, item in zip(axes[row], index, strict=True):
-            axis.imshow(Image.open(folder / item["file"]), interpolation="nearest")
+        items = indices[label][block * COLUMNS : (block + 1) * COLUMNS]
+        for axis, item in zip(axes[row], items, strict=True):
+            axis.imshow(Image.open(ends[label] / item["file"]), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            color = "#2da44e" if item["scores"][MEASURE] else "#d0d7de"
             for side in axis.spines.values():
-                side.set(color=color, linewidth=3)
-            if row == 0:
+                side.set(color="#2da44e" if item["scores"][MEASURE] else "#d0d7de", linewidth=3)
+            if label == "before":
                 prompt = item["prompt"].removesuffix(" background")
                 axis.set_title(prompt.replace(" on ", "\non "), fontsize=7.5)
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=100)
 
 
 if __name__ == "__main__":
