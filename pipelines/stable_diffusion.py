@@ -177,10 +177,10 @@ class StableDiffusion(Diffusion):
         return without + self.guidance_scale * (with_prompt - without)
 
     def _network_output(self, x: Tensor, t: int | Tensor, embeddings: Tensor) -> Tensor:
-        output = self.network(
+        output: Tensor = self.network(
             x.to(embeddings.dtype), t, encoder_hidden_states=embeddings, return_dict=False
-        )
-        return output[0].to(x.dtype)  # type: ignore[no-any-return]
+        )[0]
+        return output.to(x.dtype)
 
     def corrupt(self, clean: Tensor, t: Tensor, source: Source = None) -> tuple[Tensor, Tensor]:
         noise = randn(clean.shape, source, clean.device)

@@ -9,6 +9,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WORDS = ["a", "red", "blue", "cat", "dog", "of", "photo", "on", "<|startoftext|>", "<|endoftext|>"]
 
+SCHEDULER: dict[str, object] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+"""Of Stable Diffusion."""
+
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
     """A tokenizer that knows single letters and a few words."""
@@ -61,21 +72,12 @@ def stable_diffusion(
             up_block_types=("UpDecoderBlock2D",) * 2,
         )
         encoder = CLIPTextModel(text)
-    config = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "prediction_type": prediction_type,
-    }
     return StableDiffusionPipeline(
         vae=vae.eval(),
         text_encoder=encoder.eval(),
         tokenizer=tokens,
         unet=unet.eval(),
-        scheduler=DDIMScheduler(**{**config, **scheduler}),
+        scheduler=DDIMScheduler(**{**SCHEDULER, "prediction_type": prediction_type, **scheduler}),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

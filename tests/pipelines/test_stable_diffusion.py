@@ -16,19 +16,10 @@ from diffreward.random import stream
 from diffreward.transitions import Dirac, Gaussian
 
 PROMPTS = ["a red cat", "a photo of a blue dog"]
-SD = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 
 
 def grid(sampler: str = "ddim", steps: int = 50, eta: float = 1.0, **config: object) -> _Grid:
-    return _Grid.of(DDIMScheduler(**{**SD, **config}).config, sampler, steps, eta)
+    return _Grid.of(DDIMScheduler(**{**tiny.SCHEDULER, **config}).config, sampler, steps, eta)
 
 
 def test_log_probabilities_of_ddim_are_the_golden_ones() -> None:
@@ -67,7 +58,7 @@ def test_ddim_steps_are_those_of_the_diffusers_scheduler(
     prediction: str, eta: float, config: dict[str, object]
 ) -> None:
     config = {**config, "prediction_type": prediction}
-    scheduler = DDIMScheduler(**{**SD, **config})
+    scheduler = DDIMScheduler(**{**tiny.SCHEDULER, **config})
     scheduler.set_timesteps(10)
     g = grid(steps=10, eta=eta, **config)
     assert g.times == scheduler.timesteps.tolist()
@@ -84,7 +75,7 @@ def test_ddim_steps_are_those_of_the_diffusers_scheduler(
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_ddpm_steps_are_those_of_the_diffusers_scheduler(prediction: str) -> None:
-    scheduler = DDPMScheduler.from_config({**SD, "prediction_type": prediction})
+    scheduler = DDPMScheduler.from_config({**tiny.SCHEDULER, "prediction_type": prediction})
     scheduler.set_timesteps(10)
     g = grid("ddpm", 10, prediction_type=prediction)
     source = torch.Generator().manual_seed(0)
