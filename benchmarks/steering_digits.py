@@ -3,8 +3,6 @@
 python benchmarks/steering_digits.py > benchmarks/steering_digits.md
 """
 
-import time
-
 import torch
 
 from diffreward.evaluation import Measure, measure
@@ -43,11 +41,11 @@ def main() -> None:
         f"prompts, {len(prompts)} x {len(SEEDS)} seeds, 10 DDIM steps, eta 1, no guidance. Reward: "
         "CLIP score of the chosen sample. All right: the independent judge sees digit, ink and "
         "ground as asked. Cost per chosen sample: rows through the network, samples decoded and "
-        "scored.\n\n| method | reward | all right | network rows | scored | seconds |\n"
-        "| --- | --- | --- | --- | --- | --- |"
+        "scored.\n\n| method | reward | all right | network rows | scored |\n"
+        "| --- | --- | --- | --- | --- |"
     )
     for name, method in METHODS.items():
-        start, rewards, right, rows, scored = time.monotonic(), [], [], 0, 0
+        rewards, right, rows, scored = [], [], 0, 0
         for seed in SEEDS:
             steered = steer_diffusion(diffusion, reward, prompts, method, seed)
             rewards.append(steered.rewards.gather(1, steered.chosen[:, None]).squeeze(1))
@@ -55,10 +53,7 @@ def main() -> None:
             rows, scored = rows + steered.network_rows, scored + steered.scored_rows
         n = len(prompts) * len(SEEDS)
         cells = cell(measure(torch.cat(rewards))), cell(measure(torch.cat(right)))
-        seconds = time.monotonic() - start
-        print(
-            f"| {name} | {' | '.join(cells)} | {rows / n:.0f} | {scored / n:.0f} | {seconds:.0f} |"
-        )
+        print(f"| {name} | {' | '.join(cells)} | {rows / n:.0f} | {scored / n:.0f} |")
 
 
 if __name__ == "__main__":
