@@ -49,7 +49,7 @@ def optimal_law(world: EnumerableChain) -> Tensor:
 
 
 def mean_reward(law: Tensor, world: EnumerableChain) -> float:
-    return float(law @ REWARDS[world.paths().states[:, -1, 0]])
+    return float((law @ REWARDS[world.paths().states[:, -1, 0]]).detach())
 
 
 def minimise(world: EnumerableChain, shared: bool, loss_of: str) -> float:
