@@ -5,9 +5,10 @@ python benchmarks/steering_digits.py > benchmarks/steering_digits.md
 
 import torch
 
-from diffreward.evaluation import Measure, measure
+from diffreward.evaluation import measure
 from diffreward.pipelines.stable_diffusion import StableDiffusion
 from diffreward.prompts import read_prompts
+from diffreward.record import Measure
 from diffreward.rewards.clip_score import ClipScore
 from diffreward.rewards.digit_alignment import DigitAlignment
 from diffreward.steering import BestOfN, FKSteering, SteeringMethod, steer_diffusion

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffreward.diffusion import Diffusion, decode, rollout
 from diffreward.random import stream
+from diffreward.record import Measure
 from diffreward.reward import Reward, RewardFunction, score
 from diffreward.samples import Samples
 
@@ -49,21 +50,6 @@ def spread(prompts: Sequence[str], n: int) -> list[str]:
     """The prompt of each of n samples: all of them in turn, or n chosen in even strides."""
     stride = max(1.0, len(prompts) / n)
     return [prompts[int(i * stride) % len(prompts)] for i in range(n)]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """The mean of a measure.
-
-    Args:
-        mean: over the n scored samples; NaN if there are none.
-        error: standard error of the mean; NaN for fewer than two.
-        n: samples with a score.
-    """
-
-    mean: float
-    error: float
-    n: int
 
 
 def measure(scores: Tensor) -> Measure:

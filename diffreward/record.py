@@ -14,16 +14,22 @@ TRAINED = "reward"
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over n samples and its standard error; NaN is unknown."""
+class Measure:
+    """A mean over samples.
+
+    Args:
+        mean: over the n scored samples; NaN if there are none.
+        error: standard error of the mean; NaN for fewer than two.
+        n: samples with a score.
+    """
 
     mean: float
     error: float
     n: int
 
     @classmethod
-    def of(cls, measure: Mapping[str, Any]) -> Estimate:
-        """The estimate that a line of metrics states."""
+    def of(cls, measure: Mapping[str, Any]) -> Measure:
+        """The measure that a line of metrics states."""
         return cls(number(measure["mean"]), number(measure["error"]), int(measure["n"]))
 
     def text(self, decimals: int, sign: Literal["", "+"] = "") -> str:
@@ -34,7 +40,7 @@ class Estimate:
         return f"{self.mean:{sign}.{decimals}f}{error}"
 
 
-UNKNOWN = Estimate(math.nan, math.nan, 0)
+UNKNOWN = Measure(math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ class Change:
     """A measure at the first and at the last evaluation."""
 
     name: str
-    before: Estimate
-    after: Estimate
+    before: Measure
+    after: Measure
 
     @classmethod
     def between(
@@ -53,7 +59,7 @@ class Change:
         return [
             cls(
                 name,
-                *(Estimate.of(end[name]) if name in end else UNKNOWN for end in (before, after)),
+                *(Measure.of(end[name]) if name in end else UNKNOWN for end in (before, after)),
             )
             for name in sorted({**before, **after}, key=lambda name: name != TRAINED)
         ]
@@ -64,11 +70,11 @@ class Change:
         return "trained" if self.name == TRAINED else "held out"
 
     @property
-    def difference(self) -> Estimate:
+    def difference(self) -> Measure:
         """Last minus first, its error as if the two were independent."""
         error = math.hypot(self.before.error, self.after.error)
         n = min(self.before.n, self.after.n)
-        return Estimate(self.after.mean - self.before.mean, error, n)
+        return Measure(self.after.mean - self.before.mean, error, n)
 
     @property
     def direction(self) -> Literal["rose", "fell", "held", "unknown"]:
@@ -150,10 +156,10 @@ class Record:
         """Updates that recorded something under a key, and what."""
         return [(line["update"], number(line[key])) for line in self.updates if key in line]
 
-    def estimates(self, measure: str) -> list[tuple[int, Estimate]]:
+    def estimates(self, measure: str) -> list[tuple[int, Measure]]:
         """Updates after which a measure was taken, and its estimates."""
         return [
-            (line["update"], Estimate.of(line["measures"][measure]))
+            (line["update"], Measure.of(line["measures"][measure]))
             for line in self.evaluations
             if measure in line["measures"]
         ]

@@ -21,7 +21,6 @@ from diffreward.checks import check_first_step, check_scores
 from diffreward.diffusion import Diffusion
 from diffreward.evaluation import (
     Evaluation,
-    Measure,
     as_json,
     evaluate,
     measure,
@@ -34,6 +33,7 @@ from diffreward.model_card import write_model_card
 from diffreward.policy import Adaptation, LoRA, Policy
 from diffreward.processes import Processes
 from diffreward.prompts import prompts_of_update, read_prompts
+from diffreward.record import Measure
 from diffreward.report import write_report
 from diffreward.reward import RewardFunction, name_of
 from diffreward.run_folder import RunFolder
@@ -295,13 +295,7 @@ class _Loop:
 
 
 def _measures(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Measure]:
-    def number(value: float | None) -> float:
-        return float("nan") if value is None else value
-
-    return {
-        name: Measure(number(one["mean"]), number(one["error"]), one["n"])
-        for name, one in values.items()
-    }
+    return {name: Measure.of(one) for name, one in values.items()}
 
 
 def _describe(

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffreward.evaluation import Evaluation, Measure, as_json, measure, sample, write_samples
+from diffreward.evaluation import Evaluation, as_json, measure, sample, write_samples
 from diffreward.pipelines.gaussian_mixture import GaussianMixture, GaussianMixtureDiffusion
+from diffreward.record import Measure
 from diffreward.samples import Vectors
 
 

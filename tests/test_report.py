@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffreward.record import Change, Estimate, Record
+from diffreward.record import Change, Measure, Record
 from diffreward.report import summary, verdict, warnings, write_report
 
 
@@ -101,7 +101,7 @@ def test_samples_are_marked_by_where_their_reward_went(run: Path) -> None:
 
 def test_digits_follow_the_smallest_error() -> None:
     def cells(*errors: float) -> tuple[str, ...]:
-        return Change("x", Estimate(1234.5678, errors[0], 8), Estimate(1234.5, errors[1], 9)).cells
+        return Change("x", Measure(1234.5678, errors[0], 8), Measure(1234.5, errors[1], 9)).cells
 
     assert cells(0.022, 0.3) == ("1234.568 ± 0.022", "1234.500 ± 0.300", "-0.068 ± 0.301", "8 → 9")
     assert cells(31.0, 40.0)[:2] == ("1235 ± 31", "1234 ± 40")
