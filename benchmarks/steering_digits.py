@@ -20,7 +20,7 @@ METHODS: dict[str, SteeringMethod] = {
     "FK steering, 4 particles, scale 10": FKSteering(4, scale=10, interval=2),
     "FK steering, 4 particles, scale 50": FKSteering(4, scale=50, interval=2),
     "FK steering, 4 particles, scale 50, maximum": FKSteering(
-        4, scale=50, interval=2, potential="maximum"
+        4, scale=50, interval=2, potential="max"
     ),
     "best of 16": BestOfN(16),
     "FK steering, 16 particles, scale 50": FKSteering(16, scale=50, interval=2),
@@ -51,7 +51,7 @@ def main() -> None:
             steered = steer_diffusion(diffusion, reward, prompts, method, seed)
             rewards.append(steered.rewards.gather(1, steered.chosen[:, None]).squeeze(1))
             right.append(judge(steered.samples, prompts))
-            rows, scored = rows + steered.network_rows, scored + steered.scored_rows
+            rows, scored = rows + steered.cost.network_rows, scored + steered.cost.scored_rows
         n = len(prompts) * len(SEEDS)
         cells = cell(measure(torch.cat(rewards))), cell(measure(torch.cat(right)))
         print(f"| {name} | {' | '.join(cells)} | {rows / n:.0f} | {scored / n:.0f} |")

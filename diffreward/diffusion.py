@@ -56,6 +56,10 @@ class Step:
     def __getitem__(self, rows: Tensor) -> Step:
         return Step(self.transition[rows], self.clean[rows])
 
+    def detach(self) -> Step:
+        """The same step without the graph that made it."""
+        return Step(self.transition.detach(), self.clean.detach())
+
 
 class Diffusion(ABC):
     """The reverse process p(x_0) prod_k p(x_{k+1} | x_k, c) of one model family.

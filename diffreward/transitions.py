@@ -23,11 +23,16 @@ Kind = TypeVar("Kind", bound="Transition")
 
 
 class Transition(ABC):
-    """A batch of B independent conditional laws on states of shape ``event``."""
+    """A batch of B independent conditional laws on states of shape ``event``: a dataclass."""
 
     @abstractmethod
     def __getitem__(self, rows: Tensor) -> Self:
         """The laws of some chains, in the order of rows (int64 of any length)."""
+
+    def detach(self) -> Self:
+        """The same laws without the graph that made them."""
+        tensors = {name: x.detach() for name, x in vars(self).items() if torch.is_tensor(x)}
+        return type(self)(**{**vars(self), **tensors})
 
     @abstractmethod
     def sample(self, source: Source = None) -> Tensor:
@@ -53,6 +58,14 @@ class Transition(ABC):
             TypeError: if the other law is of another kind, or has no density.
         """
 
+    @abstractmethod
+    def tilted(self, direction: Tensor) -> Transition:
+        """The laws proportional to p(x) exp(<direction, x>); itself where there is no choice.
+
+        Args:
+            direction: (B, *event), for tokens (B, L, V): a gradient of a log-density, say.
+        """
+
 
 @dataclass(frozen=True)
 class Gaussian(Transition):
@@ -63,7 +76,7 @@ class Gaussian(Transition):
         std: (B,), strictly positive: a deterministic step is a `Dirac`.
 
     Raises:
-        ValueError: if some std is not positive (or NaN).
+        ValueError: if some std is not positive (or NaN), as far as they are on the CPU.
     """
 
     mean: Tensor
@@ -74,7 +87,8 @@ class Gaussian(Transition):
             raise ValueError(
                 f"std has one value per chain, ({len(self.mean)},), got {tuple(self.std.shape)}"
             )
-        if not bool((self.std > 0).all()):
+        # On an accelerator, looking would make the host wait at every step.
+        if self.std.device.type == "cpu" and not bool((self.std > 0).all()):
             raise ValueError(f"Gaussian needs std > 0 in every chain, got {self.std.min().item()}")
 
     def __getitem__(self, rows: Tensor) -> Gaussian:
@@ -102,6 +116,9 @@ class Gaussian(Transition):
         shift = (self.mean - other.mean) / other._scale()
         per_dimension = 0.5 * (ratio**2 + shift**2 - 1) - ratio.log()
         return per_dimension.expand_as(self.mean).flatten(1).sum(1)
+
+    def tilted(self, direction: Tensor) -> Gaussian:
+        return Gaussian(self.mean + self._scale() ** 2 * direction, self.std)
 
 
 @dataclass(frozen=True)
@@ -151,6 +168,9 @@ class Categorical(Transition):
         difference = (log_p.masked_fill(impossible, 0) - log_q.masked_fill(impossible, 0)).double()
         return (log_p.double().exp() * difference).flatten(1).sum(1).to(log_p.dtype)
 
+    def tilted(self, direction: Tensor) -> Categorical:
+        return Categorical(self.logits + direction, self.temperature)
+
 
 @dataclass(frozen=True)
 class Dirac(Transition):
@@ -176,6 +196,9 @@ class Dirac(Transition):
 
     def kl(self, other: Transition) -> Tensor:
         raise TypeError("a deterministic step has no density; use a stochastic sampler (eta > 0)")
+
+    def tilted(self, direction: Tensor) -> Dirac:
+        return self
 
 
 def concatenate(parts: Sequence[Kind]) -> Kind:

@@ -46,6 +46,8 @@ FLOORS: dict[str, int] = {
     "conformance": 3,
     "steering": 3,
     "replay": 4,
+    "outcomes": 4,
+    "steering_run": 5,
     "algorithm": 5,
     "learner": 5,
     "algorithms": 6,
@@ -81,6 +83,8 @@ def test_imports_point_down(path: Path) -> None:
     relative = path.relative_to(ROOT)
     needed = imported(path)
     if relative.parts[0] in ("rewards", "pipelines"):
+        if path.name == "__init__.py":
+            return  # lists what there is
         # A reward sees samples, a family sees the chain; neither sees a sibling.
         forbidden = {"rewards": {"diffusion", "transitions"}, "pipelines": {"reward"}}
         allowed = CORE - forbidden[relative.parts[0]]

@@ -1,7 +1,8 @@
 """The settings of the steering methods; all are settings of one particle filter.
 
 Source: FK steering, Singhal et al. (2025), ICML, arXiv:2501.06848; SVDD, Li et al. (2024),
-arXiv:2408.08252.
+arXiv:2408.08252; DAS, Kim et al. (2025), ICLR, arXiv:2501.05803; search over noises and over paths,
+Ma et al. (2025), arXiv:2501.09732. Our scale is 1 / alpha of SVDD and of DAS, lambda of FK.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
+from diffreward.random import Source
 from diffreward.steering import potentials, resampling
 from diffreward.steering.potentials import Potential
 from diffreward.steering.resampling import Resampling
+from diffreward.steering.smc import ParticleFilter
 
 POTENTIALS: dict[str, Potential] = {
     "difference": potentials.difference,
-    "maximum": potentials.maximum,
-    "total": potentials.total,
+    "max": potentials.maximum,
+    "sum": potentials.total,
 }
 
 SCHEMES: dict[str, Resampling] = {
@@ -33,9 +36,19 @@ SCHEMES: dict[str, Resampling] = {
     "winner": resampling.winner,
 }
 
+TEMPERING: dict[str, Callable[[float], float]] = {
+    "none": lambda share: 1.0,
+    "linear": lambda share: share,
+    # DAS: 1.008^k - 1 at step k of 100.
+    "exponential": lambda share: min(math.exp(100 * share * math.log(1.008)) - 1, 1.0),
+}
+
+ONCE = 1_000_000
+"""An interval that no schedule is long enough to see the end of."""
+
 
 class SteeringMethod(ABC):
-    """Something that `diffreward.steering.steer_diffusion` can run."""
+    """Something that `diffreward.steer` and `diffreward.steer_diffusion` can run."""
 
     @abstractmethod
     def settings(self) -> FKSteering:
@@ -43,18 +56,30 @@ class SteeringMethod(ABC):
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What is spent.
+
+    Args:
+        network_rows: states that go through the network (guidance may double them inside).
+        scored_rows: samples that are decoded and scored, finished ones included.
+        seconds: of wall time, or NaN if nobody looked at the clock.
+    """
+
+    network_rows: int
+    scored_rows: int
+    seconds: float = math.nan
+
+
+@dataclass(frozen=True)
 class FKSteering(SteeringMethod):
     """Draw from p(x | prompt) exp(scale * reward(x)) by particles that are judged on their way.
-
-    With resampling "winner", ess_threshold 1 and interval 1 this is SVDD: one of the N siblings is
-    drawn at every step and copied. That is a search: it has no evidence and no exact target.
 
     Args:
         particles: N per prompt. Cost grows with N; so does the reward that is reached.
         scale: inverse temperature, in nats per unit of reward. Large values mean more reward and
             less variety.
-        potential: how rewards on the way add up: "difference" (the last counts), "maximum" (the
-            best), "total" (their sum), or a function of scores and rewards.
+        potential: how rewards on the way add up: "difference" (the last counts), "max" (the best),
+            "sum", or a function of scores and rewards.
         resampling: "systematic", "ssp", "stratified", "residual", "multinomial", "winner", or a
             `Resampling`.
         ess_threshold: a prompt's particles are resampled when their effective sample size is at
@@ -65,6 +90,18 @@ class FKSteering(SteeringMethod):
         stop: scoring on the way ends here; finished samples are always scored.
         select: of a prompt's finished particles, return the "best" by reward (as FK's released code
             does), or "draw" one by its weight, which follows the target.
+        tempering: what rewards on the way are multiplied by at a share of the steps: "none" (1),
+            "linear", or "exponential" (as DAS: small at first, 1 from 0.87 on). Finished samples
+            count in full, so that the target is the same.
+        guidance: the gradient of scale * reward at the clean prediction moves the particles, times
+            this: 0 does not, 1 is DAS. Asks for a differentiable reward, at every step it scores.
+        corrected: whether weights make up for guidance (DAS), so that the target is the same; not
+            if guidance itself is what is wanted (universal guidance, DPS).
+        rounds: whole runs; each one after the first starts near the noise of the best sample so
+            far, which stays in the race.
+        spread: how far from it: 0 at the same noise, 1 at new noise.
+        returns: pairs (at, to) of shares of the steps: when the state `at` is reached, noise is
+            added back to the earlier state `to`, and the way is gone again. Pairs may repeat.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -72,7 +109,7 @@ class FKSteering(SteeringMethod):
 
     particles: int = 4
     scale: float = 10.0
-    potential: Literal["difference", "maximum", "total"] | Callable[[Tensor, Tensor], Tensor] = (
+    potential: Literal["difference", "max", "sum"] | Callable[[Tensor, Tensor], Tensor] = (
         "difference"
     )
     resampling: (
@@ -83,21 +120,37 @@ class FKSteering(SteeringMethod):
     start: float = 0.2
     stop: float = 0.8
     select: Literal["best", "draw"] = "best"
+    tempering: Literal["none", "linear", "exponential"] = "none"
+    guidance: float = 0.0
+    corrected: bool = True
+    rounds: int = 1
+    spread: float = 0.3
+    returns: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.particles < 1 or self.interval < 0:
+        if self.particles < 1 or self.interval < 0 or self.rounds < 1:
             raise ValueError(
-                f"got {self.particles} particles and interval {self.interval}; expected at least "
-                "1 and 0"
+                f"got {self.particles} particles, interval {self.interval} and {self.rounds} "
+                "rounds; expected at least 1, 0 and 1"
             )
         if not (0 <= self.start <= self.stop <= 1 and 0 <= self.ess_threshold <= 1):
             raise ValueError(
                 f"got start {self.start}, stop {self.stop} and ess_threshold {self.ess_threshold}; "
                 "they are shares, and start comes before stop"
             )
+        if not (0 <= self.spread <= 1 and all(0 <= to < at <= 1 for at, to in self.returns)):
+            raise ValueError(
+                f"got spread {self.spread} and returns {self.returns}; they are shares, and a "
+                "return leads from a later state to an earlier one"
+            )
 
     def settings(self) -> FKSteering:
         return self
+
+    @property
+    def selects(self) -> bool:
+        """Whether a particle may be replaced on its way."""
+        return self.particles > 1 and self.ess_threshold > 0 and self.interval > 0
 
     def scored_steps(self, num_steps: int) -> range:
         """The states k = 0, ..., num_steps - 1 at which the clean prediction is scored."""
@@ -106,6 +159,52 @@ class FKSteering(SteeringMethod):
         # A share such as 0.2 of 50 steps means step 10 whatever its binary digits.
         first, last = math.ceil(self.start * num_steps - 1e-9), self.stop * num_steps + 1e-9
         return range(first, min(num_steps, math.floor(last) + 1), self.interval)
+
+    def visits(self, num_steps: int) -> tuple[int, ...]:
+        """The states k that are gone through, in order: each once, but for returns.
+
+        Raises:
+            ValueError: if a return starts before the state that the one before it leads to.
+        """
+        way: list[int] = []
+        k = 0
+        for at, to in self.returns:
+            last = min(math.ceil(at * num_steps - 1e-9), num_steps - 1)
+            if last < k:
+                raise ValueError(f"got returns {self.returns}; each starts behind where one leads")
+            way += range(k, last + 1)
+            k = math.floor(to * num_steps + 1e-9)
+        return (*way, *range(k, num_steps))
+
+    def cost(self, num_steps: int) -> Cost:
+        """What one output costs: denoiser rows, and samples that are decoded and scored."""
+        visits, scored = self.visits(num_steps), self.scored_steps(num_steps)
+        judged = sum(k in scored for k in visits) + 1
+        runs = self.rounds * self.particles
+        return Cost(runs * len(visits), runs * judged)
+
+    def score(self, score: Tensor, rewards: Tensor, k: int, num_steps: int) -> Tensor:
+        """The scores, in units of reward, after rewards at state k; k = num_steps: when finished.
+
+        Args:
+            score: so far, (n,); 0 before the first.
+            rewards: of the clean predictions at state k, or of the finished samples, (n,).
+            k: one of `scored_steps`, or num_steps.
+            num_steps: K.
+        """
+        if k == num_steps:
+            return rewards
+        tempered = TEMPERING[self.tempering](k / num_steps) * rewards
+        first = k == self.scored_steps(num_steps)[0]
+        return tempered if first else self.potential_function()(score, tempered)
+
+    def pull(self, k: int, num_steps: int) -> float:
+        """What the gradient of the reward is multiplied by at state k."""
+        return self.guidance * self.scale * TEMPERING[self.tempering](k / num_steps)
+
+    def particle_filter(self, systems: int, source: Source) -> ParticleFilter:
+        """A new filter for G prompts, and the random numbers of its resampling."""
+        return ParticleFilter(systems, self.particles, self.scheme(), self.ess_threshold, source)
 
     def potential_function(self) -> Potential:
         """The potential by its name, or the given one."""
@@ -128,3 +227,184 @@ class BestOfN(SteeringMethod):
 
     def settings(self) -> FKSteering:
         return FKSteering(self.particles, scale=1.0, ess_threshold=0.0, interval=0)
+
+
+@dataclass(frozen=True)
+class SVDD(SteeringMethod):
+    """Soft value-based decoding: at each step one of M candidates goes on, by its value.
+
+    The M candidates are particles, all children of one parent, so that a step costs M rows and not
+    M + 1. A search among siblings: it has no evidence, and with the reward of the clean prediction
+    as the value (SVDD-PM) it is biased whatever M is. With the exact soft value it converges to the
+    tilted law as 1 / M. SVDD-R is ``FKSteering(ess_threshold=1, interval=1, start=0, stop=1)``.
+
+    Args:
+        particles: M.
+        scale: 1 / alpha, in nats per unit of reward; infinity takes the best candidate, as the
+            released code does.
+        interval: steps between two selections.
+        start: the first selection, as a share of the steps.
+    """
+
+    particles: int = 4
+    scale: float = 100.0
+    interval: int = 1
+    start: float = 0.0
+
+    def settings(self) -> FKSteering:
+        if math.isinf(self.scale):
+            return BeamSearch(self.particles, 1, self.interval, self.start).settings()
+        return FKSteering(
+            self.particles,
+            self.scale,
+            resampling="winner",
+            ess_threshold=1.0,
+            interval=self.interval,
+            start=self.start,
+            stop=1.0,
+        )
+
+
+@dataclass(frozen=True)
+class DAS(SteeringMethod):
+    """Diffusion alignment as sampling: tempered particles that the reward's gradient moves.
+
+    Args:
+        particles: N.
+        scale: 1 / alpha, in nats per unit of reward.
+        tempering: of rewards and gradients on the way.
+        ess_threshold: as of `FKSteering`.
+    """
+
+    particles: int = 4
+    scale: float = 10.0
+    tempering: Literal["none", "linear", "exponential"] = "exponential"
+    ess_threshold: float = 0.5
+
+    def settings(self) -> FKSteering:
+        return FKSteering(
+            self.particles,
+            self.scale,
+            resampling="ssp",
+            ess_threshold=self.ess_threshold,
+            interval=1,
+            start=0.0,
+            stop=1.0,
+            tempering=self.tempering,
+            guidance=1.0,
+        )
+
+
+@dataclass(frozen=True)
+class Guidance(SteeringMethod):
+    """Move every clean prediction up the gradient of the reward; no weights, no selection.
+
+    The score of p(x_t) becomes that of p(x_t) exp(scale * reward(clean(x_t))): universal guidance
+    (Bansal et al., 2023, arXiv:2302.07121), DPS with a reward for the measurement (Chung et al.,
+    2023, arXiv:2209.14687) and, on flows, the guided velocity of Flow-NRG. It keeps the pipeline's
+    own sampler, and it is biased: the gradient of an expectation is not the expected gradient.
+
+    Args:
+        scale: in nats per unit of reward.
+        particles: N per prompt, the best of which is returned.
+        interval: steps between two gradients.
+        tempering: of the gradients on the way.
+    """
+
+    scale: float = 10.0
+    particles: int = 1
+    interval: int = 1
+    tempering: Literal["none", "linear", "exponential"] = "none"
+
+    def settings(self) -> FKSteering:
+        return FKSteering(
+            self.particles,
+            self.scale,
+            ess_threshold=0.0,
+            interval=self.interval,
+            start=0.0,
+            stop=1.0,
+            tempering=self.tempering,
+            guidance=1.0,
+            corrected=False,
+        )
+
+
+@dataclass(frozen=True)
+class BeamSearch(SteeringMethod):
+    """Keep the best few by the reward of the clean prediction, each with as many children.
+
+    Args:
+        particles: N, a multiple of width.
+        width: how many are kept; 1 is greedy search.
+        interval: steps between two selections.
+        start: the first selection, as a share of the steps.
+
+    Raises:
+        ValueError: if width does not divide particles.
+    """
+
+    particles: int = 4
+    width: int = 2
+    interval: int = 2
+    start: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.particles % self.width:
+            raise ValueError(
+                f"got {self.particles} particles and width {self.width}; each of the kept has as "
+                "many children, so width divides particles"
+            )
+
+    def settings(self) -> FKSteering:
+        return FKSteering(
+            self.particles,
+            scale=1.0,
+            resampling=resampling.top(self.width),
+            ess_threshold=1.0,
+            interval=self.interval,
+            start=self.start,
+            stop=1.0,
+        )
+
+
+@dataclass(frozen=True)
+class NoiseSearch(SteeringMethod):
+    """Whole runs from N noises, then from neighbours of the best noise so far (zero-order search).
+
+    Args:
+        particles: N noises per run.
+        rounds: runs; one is random search, which is best-of-N.
+        spread: of the neighbours: 0 at the best noise, 1 at new noise.
+    """
+
+    particles: int = 4
+    rounds: int = 3
+    spread: float = 0.3
+
+    def settings(self) -> FKSteering:
+        return replace(BestOfN(self.particles).settings(), rounds=self.rounds, spread=self.spread)
+
+
+@dataclass(frozen=True)
+class PathSearch(SteeringMethod):
+    """Search over paths: keep the best few, add noise back, denoise again, and so on.
+
+    Args:
+        particles: N.
+        width: how many are kept at each return; divides particles.
+        at: the state from which the kept ones return, as a share of the steps.
+        to: the earlier state to which noise takes them back.
+        times: how often.
+    """
+
+    particles: int = 4
+    width: int = 1
+    at: float = 0.8
+    to: float = 0.4
+    times: int = 2
+
+    def settings(self) -> FKSteering:
+        # Scored at the one state from which the way goes back, each time that it is reached.
+        beam = BeamSearch(self.particles, self.width, interval=ONCE, start=self.at).settings()
+        return replace(beam, returns=((self.at, self.to),) * self.times)

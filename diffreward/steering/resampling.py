@@ -112,6 +112,25 @@ winner = Resampling(_winner, consistent=False)
 arXiv:2408.08252, algorithm 1). A search: a larger N does not bring it nearer to the target."""
 
 
+def top(kept: int) -> Resampling:
+    """The best few by weight, each about N / kept times, nothing left to chance: beam search.
+
+    Of equal weights the first is the better. Weights are compared, so any scale gives the same.
+
+    Args:
+        kept: how many of N.
+    """
+
+    def draw(weights: Tensor, source: Source) -> Tensor:
+        n = weights.shape[1]
+        best = weights.argsort(dim=1, descending=True, stable=True)[:, :kept]
+        # A dead particle is never kept: the best one takes its place.
+        alive = weights.gather(1, best) > 0
+        return torch.where(alive, best, best[:, :1])[:, torch.arange(n) * best.shape[1] // n]
+
+    return Resampling(draw, consistent=False)
+
+
 def _spread(u: Tensor) -> Tensor:
     """The points (n + u[n]) / N, n = 0, ..., N - 1."""
     n = u.shape[1]

@@ -93,60 +93,112 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return ess.clamp(max=log_weights.shape[1])  # which rounding alone can exceed
 
 
-def smc(
-    model: FeynmanKac[X],
-    systems: int,
-    particles: int,
-    resampling: Resampling = systematic,
-    ess_threshold: float = 0.5,
-    source: Source = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Cloud[X]:
-    """Run a particle filter on G independent systems of N particles.
+class ParticleFilter:
+    """The weights of G systems of N particles: accumulated, and selected by when due.
+
+    For a loop that someone else owns: `weigh` at each time, then `select` before each move.
 
     Args:
-        model: of G * N particles.
         systems: G (one per prompt, say).
         particles: N, in each system.
         resampling: scheme.
         ess_threshold: a system whose weights differ is resampled when its ESS is at most
             ess_threshold * N: with 0 never, with 1 whenever its weights differ.
         source: random numbers of the resampling; one generator per system, or one for all.
+    """
+
+    def __init__(
+        self,
+        systems: int,
+        particles: int,
+        resampling: Resampling = systematic,
+        ess_threshold: float = 0.5,
+        source: Source = None,
+    ) -> None:
+        self._resampling, self._threshold, self._source = resampling, ess_threshold, source
+        self._rows = torch.arange(systems * particles).reshape(systems, particles)
+        self._log_w = torch.zeros(systems, particles, dtype=torch.float64)
+        self._log_evidence = torch.zeros(systems, dtype=torch.float64)
+        self._ess: list[Tensor] = []
+        self._ancestors: list[Tensor] = []
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Since the last resampling, (G, N) float64 on the CPU."""
+        return self._log_w
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size after the last weighing, (G,)."""
+        return self._ess[-1]
+
+    def weigh(self, gains: Tensor) -> None:
+        """Add to the log-weights, (G * N,) in nats, system by system; -inf kills a particle.
+
+        Raises:
+            FloatingPointError: if every particle of a system has weight zero, or a weight is NaN.
+        """
+        self._log_w = self._log_w + gains.double().cpu().reshape(self._rows.shape)
+        bad = self._log_w.isnan().any(1) | (self._log_w.amax(1) == -torch.inf)
+        if bool(bad.any()):
+            raise FloatingPointError(
+                f"at step {len(self._ess)} all particles of system {bad.nonzero()[0].item()} have "
+                "weight zero, or one has weight NaN"
+            )
+        self._ess.append(effective_sample_size(self._log_w))
+
+    def select(self) -> Tensor:
+        """The particle that each of the G * N goes on from, (G * N,) int64: itself, if none died.
+
+        A particle never comes from another system.
+        """
+        uneven = (self._log_w != self._log_w[:, :1]).any(1)
+        due = (self.ess <= self._threshold * self._rows.shape[1]) & uneven
+        # Drawn for all systems, so that the numbers of one do not depend on the others.
+        drawn = self._resampling(self._log_w.softmax(1), self._source)
+        first = self._rows[:, :1]
+        self._ancestors.append(torch.where(due[:, None], drawn, self._rows - first))
+        self._log_evidence = self._log_evidence + torch.where(due, _log_mean(self._log_w), 0.0)
+        self._log_w = torch.where(due[:, None], 0.0, self._log_w)
+        return (self._ancestors[-1] + first).flatten()
+
+    def cloud(self, x: X) -> Cloud[X]:
+        """The result, with the particles where they have arrived."""
+        evidence = self._log_evidence + _log_mean(self._log_w)
+        moves = torch.stack(self._ancestors) if self._ancestors else self._rows.new_empty(0)
+        return Cloud(
+            x,
+            self._log_w,
+            evidence if self._resampling.consistent else None,
+            torch.stack(self._ess),
+            moves.reshape(-1, *self._rows.shape),
+        )
+
+
+def smc(
+    model: FeynmanKac[X],
+    particles: ParticleFilter,
+    progress: Callable[[int, int], None] | None = None,
+) -> Cloud[X]:
+    """Run a particle filter on a Feynman-Kac model.
+
+    Args:
+        model: of as many particles as the filter.
+        particles: a new filter.
         progress: called with the moves done and T after each move.
 
     Raises:
         FloatingPointError: if every particle of a system has weight zero, or a weight is NaN.
     """
     x = model.start()
-    log_w = _checked(model.log_potential(0, x).reshape(systems, particles), 0)
-    rows = torch.arange(systems * particles, device=log_w.device).reshape(systems, particles)
-    log_evidence = log_w.new_zeros(systems)
-    ess, ancestors = [effective_sample_size(log_w)], []
+    particles.weigh(model.log_potential(0, x))
     for t in range(1, model.num_moves + 1):
-        due = (ess[-1] <= ess_threshold * particles) & (log_w != log_w[:, :1]).any(1)
-        # Drawn for all systems, so that the numbers of one do not depend on the others.
-        drawn = resampling(log_w.softmax(1), source)
-        ancestors.append(torch.where(due[:, None], drawn, rows - rows[:, :1]))
-        log_evidence = log_evidence + torch.where(due, _log_mean(log_w), 0.0)
-        log_w = torch.where(due[:, None], 0.0, log_w)
-        x = model.move(t, x[(ancestors[-1] + rows[:, :1]).flatten()])
-        log_w = _checked(log_w + model.log_potential(t, x).reshape(systems, particles), t)
-        ess.append(effective_sample_size(log_w))
+        x = model.move(t, x[particles.select()])
+        particles.weigh(model.log_potential(t, x))
         if progress is not None:
             progress(t, model.num_moves)
-    evidence = log_evidence + _log_mean(log_w) if resampling.consistent else None
-    return Cloud(x, log_w, evidence, torch.stack(ess), torch.stack(ancestors))
+    return particles.cloud(x)
 
 
 def _log_mean(log_weights: Tensor) -> Tensor:
     return log_weights.logsumexp(1) - math.log(log_weights.shape[1])
-
-
-def _checked(log_weights: Tensor, t: int) -> Tensor:
-    bad = log_weights.isnan().any(1) | (log_weights.amax(1) == -torch.inf)
-    if bool(bad.any()):
-        raise FloatingPointError(
-            f"at step {t} all particles of system {bad.nonzero()[0].item()} have weight zero, or "
-            "one has weight NaN"
-        )
-    return log_weights

@@ -1,17 +1,18 @@
-"""The Feynman-Kac model of a diffusion steered by a reward: FK steering, SVDD, best-of-N.
+"""The Feynman-Kac model of a diffusion steered by a reward: FK steering, SVDD, DAS, best-of-N.
 
 The target is p(x_K | c) exp(scale * reward(x_K)). A particle keeps the network's `Step` at its own
 state, so that one evaluation serves the potential (by the clean prediction) and the next move (by
-the transition).
+the transition, tilted by the reward's gradient where there is guidance).
 
 Source: Singhal et al. (2025), ICML, arXiv:2501.06848, algorithm 1, with resampling before the noise
-of the next step is drawn; a deterministic step keeps the duplicates that resampling makes.
+of the next step is drawn; a deterministic step keeps the duplicates that resampling makes. Guided
+proposals: Kim et al. (2025), ICLR, arXiv:2501.05803, equation 13.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from diffreward.diffusion import Diffusion, Step, chunks
 from diffreward.random import Source
 from diffreward.reward import RewardFunction, score
 from diffreward.samples import Samples
+from diffreward.steering.guidance import gradient, move
 from diffreward.steering.methods import FKSteering
 from diffreward.steering.smc import FeynmanKac
 
@@ -33,6 +35,7 @@ class Particles:
     Args:
         x: states, (n, *event).
         step: the network at x; None for finished particles.
+        push: the gradient that guides the next move, (n, *event), in nats; None without guidance.
         score: of the rewards so far, (n,): see `diffreward.steering.potentials`.
         log_gain: what the last move added to the log-weight, (n,).
         samples: what the reward has just judged, if it has.
@@ -41,6 +44,7 @@ class Particles:
 
     x: Tensor
     step: Step | None
+    push: Tensor | None
     score: Tensor
     log_gain: Tensor
     samples: Samples | None
@@ -50,6 +54,7 @@ class Particles:
         return Particles(
             self.x[rows],
             None if self.step is None else self.step[rows],
+            None if self.push is None else self.push[rows],
             self.score[rows],
             self.log_gain[rows],
             None if self.samples is None else self.samples[rows],
@@ -64,11 +69,14 @@ class SteeredDiffusion(FeynmanKac[Particles]):
 
     Args:
         diffusion: the model, unchanged.
-        reward: of decoded samples; no gradient is asked of it.
+        reward: of decoded samples; a gradient is asked of it only by methods with guidance.
         prompts: G of them.
         settings: N, scale, potential and when to score; the rest is for `smc`.
         source: random numbers of the chains; one generator per particle, or one for all.
         rows: particles that go through network, decoder and reward at a time.
+
+    Raises:
+        ValueError: if the method goes back to earlier states or runs several rounds.
     """
 
     def __init__(
@@ -80,12 +88,18 @@ class SteeredDiffusion(FeynmanKac[Particles]):
         source: Source = None,
         rows: int = 64,
     ) -> None:
+        if settings.rounds > 1 or settings.returns:
+            raise ValueError(
+                f"got {settings.rounds} rounds and returns {settings.returns}: search over noises "
+                "and paths needs a pipeline, diffreward.steer(pipe, ...)"
+            )
         self._diffusion, self._reward = diffusion, reward
         self._condition, self._particles = diffusion.encode(prompts), settings.particles
-        self._scale, self._potential = settings.scale, settings.potential_function()
+        self._settings = settings
         self._scored = {*settings.scored_steps(diffusion.num_steps), diffusion.num_steps}
         self._source, self._rows = source, rows
         self.network_rows, self.scored_rows = 0, 0
+        self.history: list[tuple[int, Tensor]] = []
         self.failures = torch.zeros(len(prompts), dtype=torch.int64)
 
     @property
@@ -101,8 +115,11 @@ class SteeredDiffusion(FeynmanKac[Particles]):
     def move(self, t: int, ancestors: Particles) -> Particles:
         if ancestors.step is None:
             raise ValueError("finished particles do not move")
-        x = ancestors.step.transition.sample(self._source)
-        return self._arrive(t, x, ancestors.score)
+        x, correction = move(ancestors.step.transition, ancestors.push, self._source)
+        there = self._arrive(t, x, ancestors.score)
+        if not self._settings.corrected:
+            return there
+        return replace(there, log_gain=there.log_gain + correction.cpu().double())
 
     def log_potential(self, t: int, x: Particles) -> Tensor:
         return x.log_gain
@@ -110,35 +127,48 @@ class SteeredDiffusion(FeynmanKac[Particles]):
     def _arrive(self, t: int, x: Tensor, score: Tensor) -> Particles:
         """Evaluate network and reward at the states x_t of particles with these scores."""
         parts = [self._evaluate(t, x, block) for block in chunks(len(x), self._rows)]
-        steps = [step for step, _, _ in parts if step is not None]
-        samples = [batch for _, batch, _ in parts if batch is not None]
+        steps = [step for step, _, _, _ in parts if step is not None]
+        samples = [batch for _, batch, _, _ in parts if batch is not None]
+        pushes = [push for _, _, _, push in parts if push is not None]
         step = _concatenate(steps) if steps else None
+        push = torch.cat(pushes) if pushes else None
         if not samples:
             unknown = torch.full_like(score, torch.nan)
-            return Particles(x, step, score, torch.zeros_like(score), None, unknown)
-        rewards = torch.cat([scores for _, _, scores in parts])
+            return Particles(x, step, push, score, torch.zeros_like(score), None, unknown)
+        rewards = torch.cat([scores for _, _, scores, _ in parts])
         failed = rewards.isnan()
         self.scored_rows += len(rewards)
         self.failures += failed.reshape(-1, self._particles).sum(1)
-        telescoped = t in (min(self._scored), self.num_moves)
-        new = rewards if telescoped else self._potential(score, rewards)
-        gain = (self._scale * (new - score)).masked_fill(failed, -torch.inf)
+        if step is not None:
+            self.history.append((t, rewards.reshape(-1, self._particles)))
+        new = self._settings.score(score, rewards, t, self.num_moves)
+        gain = (self._settings.scale * (new - score)).masked_fill(failed, -torch.inf)
         kept = torch.where(failed, score, new)
-        return Particles(x, step, kept, gain, sample_batches.concatenate(samples), rewards)
+        batch = sample_batches.concatenate(samples)
+        return Particles(x, step, push, kept, gain, batch, rewards)
 
     def _evaluate(
         self, t: int, x: Tensor, block: Tensor
-    ) -> tuple[Step | None, Samples | None, Tensor]:
+    ) -> tuple[Step | None, Samples | None, Tensor, Tensor | None]:
         condition, states = self._condition[block // self._particles], x[block]
-        step = None
-        if t < self.num_moves:
+        if t == self.num_moves:
+            batch = self._diffusion.decode(states)
+            return None, batch, score(self._reward, batch, condition.prompts).cpu().double(), None
+        self.network_rows += len(block)
+        guided = t in self._scored and self._settings.guidance > 0
+        with torch.set_grad_enabled(guided):
+            states.requires_grad_(guided)
             step = self._diffusion.step(states, t, condition)
-            self.network_rows += len(block)
-        if t not in self._scored:
-            return step, None, states.new_empty(0)
-        batch = self._diffusion.decode(states if step is None else step.clean)
-        rewards = score(self._reward, batch, condition.prompts)
-        return step, batch, rewards.cpu().double()
+            if t not in self._scored:
+                return step, None, states.new_empty(0), None
+            batch = self._diffusion.decode(step.clean)
+            rewards = score(self._reward, batch, condition.prompts)
+            push = None
+            if guided:
+                pull = self._settings.pull(t, self.num_moves)
+                push = pull * gradient(rewards, states, self._reward)
+                step = step.detach()
+        return step, batch.detach(), rewards.detach().cpu().double(), push
 
 
 def _concatenate(steps: Sequence[Step]) -> Step:

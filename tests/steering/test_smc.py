@@ -9,7 +9,13 @@ from torch import Tensor
 
 from diffreward.random import rand, stream
 from diffreward.steering.resampling import multinomial, ssp, systematic, winner
-from diffreward.steering.smc import Cloud, FeynmanKac, effective_sample_size, smc
+from diffreward.steering.smc import (
+    Cloud,
+    FeynmanKac,
+    ParticleFilter,
+    effective_sample_size,
+    smc,
+)
 
 STAY, LOG_G, MOVES = 0.8, torch.tensor([0.0, -1.5], dtype=torch.float64), 6
 
@@ -47,7 +53,7 @@ def evidence() -> tuple[float, float]:
 
 def run(systems: int, particles: int, threshold: float = 0.5, scheme=systematic) -> Cloud[Tensor]:
     model = Chain(systems * particles)
-    return smc(model, systems, particles, scheme, threshold, stream(1))
+    return smc(model, ParticleFilter(systems, particles, scheme, threshold, stream(1)))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
@@ -94,8 +100,9 @@ def test_only_degenerate_systems_are_resampled() -> None:
 
 def test_a_system_does_not_depend_on_the_others() -> None:
     sources = [stream(5, g) for g in range(3)]
-    together = smc(Chain(24), 3, 8, systematic, 1.0, sources)
-    alone = smc(Chain(24), 3, 8, systematic, 1.0, [stream(5, 0), stream(9), stream(8)])
+    together = smc(Chain(24), ParticleFilter(3, 8, systematic, 1.0, sources))
+    others = [stream(5, 0), stream(9), stream(8)]
+    alone = smc(Chain(24), ParticleFilter(3, 8, systematic, 1.0, others))
     assert torch.equal(together.ancestors[:, 0], alone.ancestors[:, 0])
 
 
@@ -130,10 +137,10 @@ class Dying(Chain):
 @pytest.mark.parametrize("value", [-math.inf, math.nan])
 def test_a_system_without_weight_is_an_error_that_names_the_step(value: float) -> None:
     with pytest.raises(FloatingPointError, match="step 3"):
-        smc(Dying(8, value=value), 2, 4)
+        smc(Dying(8, value=value), ParticleFilter(2, 4))
 
 
 def test_progress_is_told_after_every_move() -> None:
     told: list[tuple[int, int]] = []
-    smc(Chain(8), 2, 4, progress=lambda done, total: told.append((done, total)))
+    smc(Chain(8), ParticleFilter(2, 4), lambda done, total: told.append((done, total)))
     assert told == [(t, MOVES) for t in range(1, MOVES + 1)]

@@ -53,15 +53,15 @@ def test_one_network_row_per_particle_and_step() -> None:
         return reward(samples, prompts)
 
     steered = steer_diffusion(diffusion, counted, PROMPTS, EAGER, rows=4)
-    assert counting.rows == steered.network_rows == 3 * 5 * 10
+    assert counting.rows == steered.cost.network_rows == 3 * 5 * 10
     # States 2, 4, 6, 8 of ten, and the finished samples.
-    assert sum(judged) == steered.scored_rows == 3 * 5 * 5
+    assert sum(judged) == steered.cost.scored_rows == 3 * 5 * 5
     assert max(judged) == 4
 
 
 def test_best_of_n_scores_once() -> None:
     steered = steer_diffusion(world(), reward, PROMPTS, BestOfN(6))
-    assert (steered.network_rows, steered.scored_rows) == (3 * 6 * 10, 3 * 6)
+    assert (steered.cost.network_rows, steered.cost.scored_rows) == (3 * 6 * 10, 3 * 6)
     assert (steered.cloud.ancestors == torch.arange(6)).all()
 
 
@@ -88,7 +88,7 @@ def same(one: Steered, other: Steered, systems: int = 3) -> bool:
 
 @pytest.mark.parametrize("scheme", ["systematic", "multinomial", "ssp", "winner"])
 def test_neither_rows_nor_other_prompts_change_a_particle(scheme) -> None:
-    settings = FKSteering(5, 2.0, "maximum", scheme, 1.0, interval=2, start=0.2, stop=1.0)
+    settings = FKSteering(5, 2.0, "max", scheme, 1.0, interval=2, start=0.2, stop=1.0)
     whole = steer_diffusion(world(), reward, PROMPTS, settings, seed=3)
     for rows in (1, 4, 7):
         assert same(whole, steer_diffusion(world(), reward, PROMPTS, settings, 3, rows=rows))
@@ -185,7 +185,7 @@ def test_nothing_to_steer_is_refused() -> None:
         steer_diffusion(world(), reward, [], BestOfN())
 
 
-@pytest.mark.parametrize("potential", ["difference", "maximum", "total"])
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
 def test_a_constant_added_to_the_reward_moves_the_evidence_only(potential) -> None:
     """A score that began at 0 would make `maximum` blind to rewards that are all negative."""
     settings = FKSteering(8, 2.0, potential, interval=3, start=0.2, stop=1.0)

@@ -1,0 +1,1 @@
+"""Tiny pipelines of the real diffusers classes, with random weights made from configurations."""
