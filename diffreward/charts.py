@@ -1,11 +1,11 @@
-"""The curves of a report, as SVG elements that take their colours from the page."""
+"""The charts of a page, as SVG elements that take their colours from it."""
 
 from __future__ import annotations
 
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,9 @@ from diffreward.record import TRAINED, Record
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+    from matplotlib.figure import Figure
 
-_STYLE = {
+STYLE = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -60,7 +61,7 @@ def _chart(line: Curve, dots: Curve, color: str = _TRAINED) -> Markup:
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     ink = dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], _AXES)
-    with matplotlib.rc_context(_STYLE | ink):
+    with matplotlib.rc_context(STYLE | ink):
         figure = Figure(figsize=(3.2, 1.9), layout="constrained")
         axes = figure.subplots()
         if line.x:
@@ -85,21 +86,29 @@ def _chart(line: Curve, dots: Curve, color: str = _TRAINED) -> Markup:
         ticks = MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
         axes.xaxis.set_major_locator(ticks if len(updates) > 1 else FixedLocator([*updates]))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        file = io.StringIO()
-        nothing = dict.fromkeys(["Creator", "Date", "Format", "Type"])
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    return _inline(file.getvalue())
+    return inline(figure, _VARIABLES)
 
 
-def _inline(svg: str) -> Markup:
-    """An SVG file as an element of a page, which decides its size, font and colours."""
+def inline(figure: Figure, variables: Mapping[str, str]) -> Markup:
+    """A figure as an element of a page, which decides its size, font and colours.
+
+    Args:
+        figure: drawn in `STYLE`.
+        variables: colours of the figure, and the variables of the page that take their place.
+    """
+    import matplotlib
     from markupsafe import Markup
 
+    file = io.StringIO()
+    nothing = dict.fromkeys(["Creator", "Date", "Format", "Type"])
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r'font-family: [^;"]*;? ?', "", svg)
-    for color, variable in _VARIABLES.items():
+    for color, variable in variables.items():
         svg = svg.replace(color, f"var(--{variable})")
     return Markup(svg)
 

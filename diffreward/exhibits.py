@@ -1,4 +1,4 @@
-"""The samples of a report: the same prompt and seed over the evaluations, embedded."""
+"""The samples of a page, embedded; in a report, the same prompt and seed over the evaluations."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def strips(
         found = [
             (update, row[key]) for update, row in zip(updates, rows, strict=True) if key in row
         ]
-        frames = [Frame(update, _media(one.file, side), one.scores) for update, one in found]
+        frames = [Frame(update, media(one.file, side), one.scores) for update, one in found]
         budget -= sum(len(frame.media.content) for frame in frames)
         if budget < 0:
             return
@@ -77,7 +77,8 @@ def spread(updates: Sequence[int], columns: int) -> list[int]:
     return [updates[round(i * (len(updates) - 1) / (columns - 1))] for i in range(columns)]
 
 
-def _media(file: Path, side: int) -> Media:
+def media(file: Path, side: int) -> Media:
+    """A file as a page shows it; an image that is not small is scaled to this side in pixels."""
     try:
         return _MEDIA.get(file.suffix.lower(), _missing)(file, side)
     except OSError:
@@ -113,6 +114,10 @@ def _video(file: Path, side: int) -> Media:
     return Media("video", _uri("video/mp4", file.read_bytes()))
 
 
+def _animation(file: Path, side: int) -> Media:
+    return Media("picture", _uri("image/gif", file.read_bytes()))
+
+
 def _uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -123,4 +128,5 @@ _MEDIA: Mapping[str, Callable[[Path, int], Media]] = {
     ".txt": _text,
     ".wav": _audio,
     ".mp4": _video,
+    ".gif": _animation,
 }

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import islice
@@ -101,33 +101,44 @@ def write_report(folder: Path) -> Path:
     Returns:
         The page.
     """
-    from jinja2 import Environment, StrictUndefined
-
     record = Record.read(folder)
     updates, lines = sorted(record.galleries), [*record.updates, *record.evaluations]
     ends, some = spread(updates, 2), spread(updates, 8)
     config = folder / "config.yaml"
+    values = {
+        "name": folder.resolve().name,
+        "verdict": verdict(record),
+        "warnings": warnings(record),
+        "record": record,
+        "measures": measure_charts(record),
+        "ends": [*strips(record.galleries, ends, side=224, budget=3_000_000)],
+        "strips": [*islice(strips(record.galleries, some, side=112, budget=1_000_000), 8)],
+        "curves": update_charts(record),
+        "times": _times(record),
+        "seconds": sum(number(line.get("seconds", 0)) for line in lines),
+        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+    }
+    return write_page(folder / "report.html", Path(__file__).with_name("report.html.j2"), values)
+
+
+def write_page(target: Path, template: Path, values: Mapping[str, object]) -> Path:
+    """Fill a template with values, versions and the date; at no moment is there half of a page.
+
+    Returns:
+        The page.
+    """
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"duration": _duration, "score": _score}
-    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
-        name=folder.resolve().name,
-        verdict=verdict(record),
-        warnings=warnings(record),
-        record=record,
-        measures=measure_charts(record),
-        ends=[*strips(record.galleries, ends, side=224, budget=3_000_000)],
-        strips=[*islice(strips(record.galleries, some, side=112, budget=1_000_000), 8)],
-        curves=update_charts(record),
-        times=_times(record),
-        seconds=sum(number(line.get("seconds", 0)) for line in lines),
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+    page = environment.from_string(template.read_text(encoding="utf-8")).render(
+        values,
         versions=_versions(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    target, aside = folder / "report.html", folder / ".report.html.writing"
+    aside = target.with_name(f".{target.name}.writing")
     aside.write_text(page, encoding="utf-8")
     os.replace(aside, target)
     return target
