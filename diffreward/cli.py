@@ -8,24 +8,30 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
-from tqdm import tqdm
 
 from diffreward.config import (
+    METHODS,
     ConfigError,
     add_model_and_reward,
+    add_reward_and_prompts,
     identity,
     instantiate,
     new_parser,
     parse,
     training_parser,
+    with_method_class,
 )
+
+if TYPE_CHECKING:
+    from diffreward.outcomes import Outcome
 
 USAGE = """usage: diffreward COMMAND [options]
 
   train      fine-tune a model towards a reward, as a configuration file says
-  steer      sample from a model under the pull of a reward, without training
+  steer      sample from a pipeline under the pull of a reward, without training
   evaluate   sample from a model and measure
   env        versions and devices, for bug reports
 
@@ -84,37 +90,59 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def steer(arguments: Sequence[str]) -> None:
-    """Sample once per prompt under the pull of the reward; keep samples and scores."""
-    import torch
-
-    from diffreward.evaluation import measure, write_samples
+    """Steer a pipeline over all prompts; exits with 1 if one of them failed."""
     from diffreward.prompts import read_prompts
-    from diffreward.steering import SteeringMethod, steer_diffusion
+    from diffreward.steering import SteeringMethod
+    from diffreward.steering_run import REPEATABLE, Steering, run
 
-    parser = new_parser("Sample from a model under the pull of a reward, without training.")
-    add_model_and_reward(parser)
-    parser.add_subclass_arguments(SteeringMethod, "method", required=True, help="how it is steered")
-    _add_sampling(parser)
-    made = instantiate(parser, parse(parser, arguments))
-    prompts = read_prompts(made.prompts)
-    made.diffusion.to("cuda" if torch.cuda.is_available() else "cpu")
-    bar = tqdm(total=made.diffusion.num_steps, desc=type(made.method).__name__)
-
-    def progress(done: int, total: int) -> None:
-        bar.update(done - bar.n)
-
-    steered = steer_diffusion(
-        made.diffusion, made.reward, prompts, made.method, made.seed, made.rows, progress
+    parser = new_parser("Sample from a pipeline under the pull of a reward, without training.")
+    parser.add_class_arguments(Steering)
+    add_reward_and_prompts(parser)
+    parser.add_subclass_arguments(
+        SteeringMethod, "method", required=True, help=f"{', '.join(METHODS)}, or a class"
     )
-    bar.close()
-    best = steered.rewards.gather(1, steered.chosen[:, None]).squeeze(1)
-    write_samples(Path(made.output), steered.samples, prompts, {"reward": best})
-    chosen, every = measure(best), measure(steered.rewards.flatten())
+    parser.add_argument(
+        "--output", "--out", type=str, required=True, help="folder of the results, or to go on with"
+    )
+    config = parse(parser, with_method_class(arguments))
+    # In whatever order they were given, it is the same call.
+    config.call = dict(sorted(config.call.items()))
+    made = instantiate(parser, config)
+    try:
+        outcomes = run(
+            Steering(**{field.name: made[field.name] for field in fields(Steering)}),
+            made.reward,
+            made.method,
+            read_prompts(made.prompts),
+            Path(made.output),
+            identity(parser, config, REPEATABLE),
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    _conclude(outcomes, Path(made.output))
+
+
+def _conclude(outcomes: Sequence[Outcome], output: Path) -> None:
+    """Say what came out and where it is; exits with 1 if prompts failed."""
+    from diffreward.outcomes import RESULTS, mean
+
+    chosen = mean(outcome.reward for outcome in outcomes)
+    every = mean(outcome.mean_reward for outcome in outcomes)
+    network, scored, seconds = (
+        sum(getattr(outcome, name) or 0 for outcome in outcomes)
+        for name in ("network_rows", "scored_rows", "seconds")
+    )
     print(
-        f"reward of the chosen {chosen.mean:.4f} ± {chosen.error:.4f}, of all particles "
-        f"{every.mean:.4f}; {steered.network_rows} network rows, {steered.scored_rows} samples "
-        f"scored; see {made.output}"
+        f"reward of the chosen {chosen.text(4)}, of all particles {every.text(4)}; {network} "
+        f"network rows, {scored} samples scored, {seconds:.1f} s\n\n"
+        f"results: {output / RESULTS}\ngallery: {output / 'gallery.html'}"
     )
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    for outcome in failed:
+        print(f"prompt {outcome.number}, {outcome.prompt!r}: {outcome.failure}", file=sys.stderr)
+    if failed:
+        print(f"diffreward steer: {len(failed)} of {len(outcomes)} prompts failed", file=sys.stderr)
+        sys.exit(1)
 
 
 def evaluate(arguments: Sequence[str]) -> None:

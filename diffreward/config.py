@@ -28,12 +28,25 @@ from diffreward.evaluation import Evaluation
 from diffreward.policy import Adaptation
 from diffreward.reward import Reward
 from diffreward.settings import Training
+from diffreward.steering.methods import SteeringMethod
 
 FUNCTION = re.compile(r"[\w./~-]+\.py:\w+|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """How a plain function is written; a Windows drive or a URL does not match."""
 
 RESUMABLE = ("config", "updates", "output", "resume", "trackers", "checkpoint_every")
 """Settings that may change when a run is resumed: they do not change what an update computes."""
+
+METHODS = {
+    "fk": "FKSteering",
+    "best-of-n": "BestOfN",
+    "svdd": "SVDD",
+    "das": "DAS",
+    "guidance": "Guidance",
+    "beam": "BeamSearch",
+    "noise-search": "NoiseSearch",
+    "path-search": "PathSearch",
+}
+"""How steering methods are called on a command line, where their classes' names do as well."""
 
 
 class ConfigError(ValueError):
@@ -55,6 +68,11 @@ def training_parser() -> ArgumentParser:
 def add_model_and_reward(parser: ArgumentParser) -> None:
     """Add the options that every command with a model shares."""
     parser.add_subclass_arguments(Diffusion, "diffusion", required=True, help="the model")
+    add_reward_and_prompts(parser)
+
+
+def add_reward_and_prompts(parser: ArgumentParser) -> None:
+    """Add the options that every command with a reward shares."""
     parser.add_argument("--reward", type=Reward, required=True, help="what counts")
     parser.add_argument("--prompts", type=str | list[str], required=True, help="a file, or a list")
 
@@ -95,10 +113,22 @@ def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
     return made
 
 
-def identity(parser: ArgumentParser, config: Namespace) -> str:
+def with_method_class(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command line, with the class of the method that ``--method`` names."""
+    found = list(arguments)
+    for i, argument in enumerate(found):
+        option, equals, name = argument.partition("=")
+        if option == "--method" and equals:
+            found[i] = f"{option}={METHODS.get(name, name)}"
+        elif i > 0 and found[i - 1] in ("--method", "--method.help"):
+            found[i] = METHODS.get(argument, argument)
+    return found
+
+
+def identity(parser: ArgumentParser, config: Namespace, without: Sequence[str] = RESUMABLE) -> str:
     """The part of a configuration that makes a run what it is, as YAML."""
     kept = config.clone()
-    for name in RESUMABLE:
+    for name in without:
         kept.pop(name, None)
     return str(parser.dump(kept, skip_validation=True))
 
@@ -127,7 +157,7 @@ def _explain(message: str, parser: ArgumentParser) -> str:
     """The parser's message, with the names that are nearest to the one it does not know."""
     unknown = re.findall(
         r"unrecognized arguments: --?([\w.]+)|[Oo]ption '([\w.]+)' is not accepted"
-        r"|does not accept option '([\w.]+)'|import path string: ([\w.]+)"
+        r"|does not accept option '([\w.]+)'|import path string: ([\w.-]+)"
         r"|Key '([\w.]+)' is not expected",
         message,
     )
@@ -146,7 +176,8 @@ def _names(parser: ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         yield action.dest
         yield action.dest.split(".")[-1]
-    bases: list[type] = [Algorithm, Adaptation, Diffusion, Reward]
+    yield from METHODS
+    bases: list[type] = [Algorithm, Adaptation, Diffusion, Reward, SteeringMethod]
     while bases:
         cls = bases.pop()
         yield cls.__name__
