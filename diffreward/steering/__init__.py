@@ -1,6 +1,7 @@
 """Inference-time steering: particles that are weighted by a reward while they denoise."""
 
 from diffreward.steering.drop_in import SteeredPipeline, steer
+from diffreward.steering.latent_value import LatentValue
 from diffreward.steering.methods import (
     DAS,
     SVDD,
@@ -14,6 +15,7 @@ from diffreward.steering.methods import (
 )
 from diffreward.steering.on_diffusion import steer_diffusion
 from diffreward.steering.result import Steered
+from diffreward.steering.value import ValueFunction, train_value
 
 __all__ = [
     "DAS",
@@ -22,11 +24,14 @@ __all__ = [
     "BestOfN",
     "FKSteering",
     "Guidance",
+    "LatentValue",
     "NoiseSearch",
     "PathSearch",
     "Steered",
     "SteeredPipeline",
     "SteeringMethod",
+    "ValueFunction",
     "steer",
     "steer_diffusion",
+    "train_value",
 ]

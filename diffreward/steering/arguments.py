@@ -120,6 +120,8 @@ def _texts(given: Mapping[str, Any], prompts: int) -> list[str]:
 
 def _per_row(name: str) -> bool:
     """Whether an argument of this name has one item per row: prompts and what stands for them."""
+    if "ip_adapter" in name:
+        return False  # one item per adapter, which serves all rows
     words = ("prompt", "embeds", "mask", "latents", "labels", "image", "video", "input_ids")
     return name in ("generator", "audio", "lyrics") or (
         any(word in name for word in words) and not name.startswith(("num_", "output_", "return_"))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from diffusers.guiders import adaptive_projected_guidance, adaptive_projected_guidance_mix
 from diffusers.guiders.guider_utils import BaseGuidance
 from torch import Tensor
+from transformers import Cache
 
 MOMENTUM = (
     adaptive_projected_guidance.MomentumBuffer,
@@ -37,6 +38,7 @@ def reordered(pipe: Any, scheduler: Any, arguments: dict[str, Any], rows: Tensor
         arguments: of its step; they come back reordered, and without a graph.
         rows: the ancestors.
     """
+    whole = arguments["sample"]._base
     arguments = {
         name: value.detach() if isinstance(value, Tensor) else value
         for name, value in arguments.items()
@@ -47,14 +49,20 @@ def reordered(pipe: Any, scheduler: Any, arguments: dict[str, Any], rows: Tensor
     for name, value in vars(scheduler).items():
         vars(scheduler)[name] = reindexed(value, rows)
     sample = arguments["sample"]
-    if sample._base is not None and len(sample._base) == len(rows):
+    if whole is not None and len(whole) == len(rows):
         # Only a part of the state is stepped; the rest waits in the tensor that it is a part of.
-        sample._base.detach().copy_(sample._base[rows.to(sample.device)])
+        whole.detach().copy_(whole[rows.to(sample.device)])
     for name, value in _kept_in_loop(pipe):
         if isinstance(value, MOMENTUM):
             value.running_average = reindexed(value.running_average, rows)
-        elif value is not sample._base and _belongs(name, value, sample):
+        elif isinstance(value, Cache):
+            value.reorder_cache(rows.to(sample.device))
+        elif value is whole:
+            continue
+        elif _belongs(name, value, sample):
             value.detach().copy_(_blocks(value, rows))
+        elif _counts(name, value, sample):
+            value.copy_(value.index_select(0 if value.ndim == 1 else -2, rows.to(value.device)))
     return changed
 
 
@@ -78,25 +86,29 @@ def reindexed(value: Any, rows: Tensor) -> Any:
 
 
 def _kept_in_loop(pipe: Any) -> Iterator[tuple[str, Any]]:
-    """The local variables of the pipeline's methods that are running, and its guiders' memory.
-
-    A pipeline hands over nothing of its loop but the arguments of a step. What it holds besides is
-    reachable only where it is: in the frames of its calls.
-    """
+    """The local variables of the pipeline's methods that are running, and its guiders' memory."""
     for component in vars(pipe).values():
         if isinstance(component, BaseGuidance):
             yield from vars(component).items()
-    frame = sys._getframe()
     seen: set[int] = set()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        names = frame.f_locals
-        if names.get("self") is not pipe:
-            continue
+    for names in loops(pipe):
         for name, value in names.items():
             if id(value) not in seen:
                 seen.add(id(value))
                 yield name, value
+
+
+def loops(pipe: Any) -> Iterator[Mapping[str, Any]]:
+    """The local variables of each method of the pipeline that is running, the innermost first.
+
+    A pipeline hands over nothing of its loop but the arguments of a step. What it holds besides is
+    reachable only where it is: in the frames of its calls.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_locals.get("self") is pipe:
+            yield frame.f_locals
 
 
 def _belongs(name: str, value: Any, sample: Tensor) -> bool:
@@ -109,6 +121,17 @@ def _belongs(name: str, value: Any, sample: Tensor) -> bool:
     grid = slice(1, 2) if sample.ndim == 3 else slice(-2, None)  # packed, or height and width
     alike = value.ndim == sample.ndim and value.shape[grid] == sample.shape[grid]
     return alike or name.endswith("embeds")
+
+
+def _counts(name: str, value: Any, sample: Tensor) -> bool:
+    """Whether a local variable of a loop over tokens is ids (..., B, n), or flags of its rows."""
+    if sample.is_floating_point() or not isinstance(value, Tensor):
+        return False
+    if value.is_floating_point() or value._base is not None:
+        return False
+    if value.ndim == 1:
+        return name.startswith("finished") and len(value) == len(sample)
+    return value.ndim > 1 and value.shape[-2] == len(sample)
 
 
 def _blocks(value: Tensor, rows: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ def put_back(noise: Source) -> Iterator[None]:
     """Random numbers afterwards as before: of these generators, or of torch's own if None."""
     generators = [noise] if isinstance(noise, Generator) else list(noise or ())
     states = [generator.get_state() for generator in generators]
-    with torch.random.fork_rng():
-        yield
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

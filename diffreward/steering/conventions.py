@@ -5,7 +5,7 @@ Source: the `step` of each class in diffusers 0.42, which share a signature but 
 Left out: RePaint (jumps back), the inverse schedulers (towards noise), ScoreSdeVe (no `step`),
 FlowMapEuler and Piflow (the network predicts a move or a policy, not the clean sample), Helios
 (changes resolution on the way), RFD4Proteina (tempers the score; ragged batches),
-ConsistencyDecoder, and all schedulers of discrete tokens.
+ConsistencyDecoder. Schedulers of discrete tokens are in `token_laws`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 from diffreward.steering.hook import tensors_in
@@ -33,8 +34,18 @@ Forward = Callable[..., Any]
 
 
 def networks(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
-    """The networks of a pipeline that its loop calls, by name."""
+    """The networks of a pipeline that its loop calls, by name.
+
+    Raises:
+        ValueError: if one of them reuses what it has computed at earlier steps.
+    """
     found = {name: vars(pipe).get(name) for name in NETWORKS}
+    for name, module in found.items():
+        if isinstance(module, CacheMixin) and module.is_cache_enabled:
+            raise ValueError(
+                f"{name} has a cache of earlier steps, which would not follow particles that are "
+                f"selected: call pipe.{name}.disable_cache() first"
+            )
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 

@@ -58,7 +58,7 @@ def steer(
 
     Raises:
         TypeError: if the pipeline has no scheduler of its own.
-        ValueError: if the budget is neither rows nor seconds.
+        ValueError: if the budget is neither rows nor seconds, or a number is out of its range.
     """
     if getattr(pipe, "scheduler", None) is None or not callable(pipe):
         raise TypeError(
@@ -86,6 +86,8 @@ class SteeredPipeline:
         self._last: Steered | None = None
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_pipe":  # A copy is asked for its methods before it has any attribute.
+            raise AttributeError(name)
         return getattr(self._pipe, name)
 
     @property
@@ -107,6 +109,7 @@ class SteeredPipeline:
         Raises:
             FloatingPointError: if no particle of a prompt got a score.
             TypeError: if the reward does not take what the pipeline makes.
+            torch.OutOfMemoryError: with what would need less.
             ValueError: if the pipeline cannot be steered; the message says why.
         """
         method, seconds = self._method, seconds_in(self._budget)
@@ -130,10 +133,16 @@ class SteeredPipeline:
         for number in range(method.rounds):
             of_round = [stream(seed, "round", number).initial_seed() for seed in seeds]
             run = PipelineRun(self._pipe, method, self._judging, call, of_round)
-            outputs, steered = run()
+            try:
+                outputs, steered = run()
+            except torch.OutOfMemoryError as error:
+                raise torch.OutOfMemoryError(
+                    f"{error}; to take less at a time, give steer(..., rows=) a number below "
+                    f"{self._judging.rows}, preview_shrink=2, or a tiny autoencoder as preview_vae="
+                ) from error
             costs.append(steered.cost)
             if number + 1 < method.rounds:
-                near = self._near(run.start, steered, of_round)
+                near = self._near(run.start, run.noise_scale, steered, of_round)
                 call = call.with_keywords(latents=near)
         network, scored = sum(c.network_rows for c in costs), sum(c.scored_rows for c in costs)
         cost = Cost(network, scored, time.perf_counter() - begun)
@@ -155,14 +164,16 @@ class SteeredPipeline:
             return call.seeds
         return [stream(self._seed, g).initial_seed() for g in range(len(call.prompts))]
 
-    def _near(self, start: Tensor, steered: Steered, seeds: Sequence[int]) -> Tensor:
+    def _near(
+        self, start: Tensor, noise_scale: float, steered: Steered, seeds: Sequence[int]
+    ) -> Tensor:
         """Noises for the next round: of each prompt's best particle, and N - 1 near it."""
         if "latents" not in inspect.signature(type(self._pipe).__call__).parameters:
             raise ValueError(f"{type(self._pipe).__name__} takes no latents: search needs them")
         n, s = steered.rewards.shape[1], self._method.spread
-        first = torch.arange(len(steered.chosen)) * n
-        scale = float(getattr(self._pipe.scheduler, "init_noise_sigma", 1.0))
-        pivot = (start[(first + steered.chosen).to(start.device)] / scale).repeat_interleave(n, 0)
+        origins = steered.cloud.origins().gather(1, steered.chosen[:, None]).squeeze(1)
+        best = start[(torch.arange(len(origins)) * n + origins).to(start.device)]
+        pivot = (best / noise_scale).repeat_interleave(n, 0)
         sources = [stream(seed, "near", i) for seed in seeds for i in range(n)]
         near = math.sqrt(1 - s**2) * pivot + s * randn(start.shape, sources, start.device)
         itself = (torch.arange(len(start)) % n == 0).to(start.device)

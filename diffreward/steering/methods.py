@@ -77,16 +77,18 @@ class FKSteering(SteeringMethod):
     Args:
         particles: N per prompt. Cost grows with N; so does the reward that is reached.
         scale: inverse temperature, in nats per unit of reward. Large values mean more reward and
-            less variety.
+            less variety. The default suits rewards that differ by some hundredths, such as a CLIP
+            cosine; a few times the inverse of the spread of a reward is a good start.
         potential: how rewards on the way add up: "difference" (the last counts), "max" (the best),
             "sum", or a function of scores and rewards.
         resampling: "systematic", "ssp", "stratified", "residual", "multinomial", "winner", or a
             `Resampling`.
         ess_threshold: a prompt's particles are resampled when their effective sample size is at
             most this share of N: 0 never, 1 whenever their weights differ.
-        interval: the clean prediction is scored at every so many steps; 0: only finished samples.
+        interval: the clean prediction is scored at every so many steps; 0: only finished samples;
+            None: at every tenth part of the steps. Scoring costs a decode and a reward.
         start: the first scored state, as a share of the steps. Predictions from near noise are
-            blurred and tell little. (FK's released code scores at 0.2, 0.4, 0.6 and 0.8.)
+            blurred. (FK's released code scores at 0.2, 0.4, 0.6 and 0.8.)
         stop: scoring on the way ends here; finished samples are always scored.
         select: of a prompt's finished particles, return the "best" by reward (as FK's released code
             does), or "draw" one by its weight, which follows the target.
@@ -100,6 +102,9 @@ class FKSteering(SteeringMethod):
         rounds: whole runs; each one after the first starts near the noise of the best sample so
             far, which stays in the race.
         spread: how far from it: 0 at the same noise, 1 at new noise.
+        draws: samples of the clean tokens by which each particle is judged on its way, where a
+            pipeline steps tokens; by the log of the mean of exp(scale * reward). More of them judge
+            better and cost rewards; the target is the same. (FK's released code takes 4 or 16.)
         returns: pairs (at, to) of shares of the steps: when the state `at` is reached, noise is
             added back to the earlier state `to`, and the way is gone again. Pairs may repeat.
 
@@ -108,7 +113,7 @@ class FKSteering(SteeringMethod):
     """
 
     particles: int = 4
-    scale: float = 10.0
+    scale: float = 100.0
     potential: Literal["difference", "max", "sum"] | Callable[[Tensor, Tensor], Tensor] = (
         "difference"
     )
@@ -116,23 +121,26 @@ class FKSteering(SteeringMethod):
         Literal["systematic", "ssp", "stratified", "residual", "multinomial", "winner"] | Resampling
     ) = "systematic"
     ess_threshold: float = 0.5
-    interval: int = 5
-    start: float = 0.2
-    stop: float = 0.8
+    interval: int | None = None
+    start: float = 0.0
+    stop: float = 1.0
     select: Literal["best", "draw"] = "best"
     tempering: Literal["none", "linear", "exponential"] = "none"
     guidance: float = 0.0
     corrected: bool = True
     rounds: int = 1
     spread: float = 0.3
+    draws: int = 1
     returns: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.particles < 1 or self.interval < 0 or self.rounds < 1:
+        if self.particles < 1 or (self.interval or 0) < 0 or self.rounds < 1:
             raise ValueError(
                 f"got {self.particles} particles, interval {self.interval} and {self.rounds} "
                 "rounds; expected at least 1, 0 and 1"
             )
+        if self.draws < 1:
+            raise ValueError(f"got {self.draws} draws; expected at least 1")
         if not (0 <= self.start <= self.stop <= 1 and 0 <= self.ess_threshold <= 1):
             raise ValueError(
                 f"got start {self.start}, stop {self.stop} and ess_threshold {self.ess_threshold}; "
@@ -150,7 +158,7 @@ class FKSteering(SteeringMethod):
     @property
     def selects(self) -> bool:
         """Whether a particle may be replaced on its way."""
-        return self.particles > 1 and self.ess_threshold > 0 and self.interval > 0
+        return self.particles > 1 and self.ess_threshold > 0 and self.interval != 0
 
     def scored_steps(self, num_steps: int) -> range:
         """The states k = 0, ..., num_steps - 1 at which the clean prediction is scored."""
@@ -158,7 +166,10 @@ class FKSteering(SteeringMethod):
             return range(0)
         # A share such as 0.2 of 50 steps means step 10 whatever its binary digits.
         first, last = math.ceil(self.start * num_steps - 1e-9), self.stop * num_steps + 1e-9
-        return range(first, min(num_steps, math.floor(last) + 1), self.interval)
+        if self.returns:
+            first = min(first, num_steps - 1)  # as `visits`: few steps have no state behind 0.8
+        interval = max(1, num_steps // 10) if self.interval is None else self.interval
+        return range(first, min(num_steps, math.floor(last) + 1), interval)
 
     def visits(self, num_steps: int) -> tuple[int, ...]:
         """The states k that are gone through, in order: each once, but for returns.
@@ -179,7 +190,7 @@ class FKSteering(SteeringMethod):
     def cost(self, num_steps: int) -> Cost:
         """What one output costs: denoiser rows, and samples that are decoded and scored."""
         visits, scored = self.visits(num_steps), self.scored_steps(num_steps)
-        judged = sum(k in scored for k in visits) + 1
+        judged = self.draws * sum(k in scored for k in visits) + 1
         runs = self.rounds * self.particles
         return Cost(runs * len(visits), runs * judged)
 
@@ -277,7 +288,7 @@ class DAS(SteeringMethod):
     """
 
     particles: int = 4
-    scale: float = 10.0
+    scale: float = 100.0
     tempering: Literal["none", "linear", "exponential"] = "exponential"
     ess_threshold: float = 0.5
 
@@ -311,7 +322,7 @@ class Guidance(SteeringMethod):
         tempering: of the gradients on the way.
     """
 
-    scale: float = 10.0
+    scale: float = 100.0
     particles: int = 1
     interval: int = 1
     tempering: Literal["none", "linear", "exponential"] = "none"
@@ -345,9 +356,9 @@ class BeamSearch(SteeringMethod):
     """
 
     particles: int = 4
-    width: int = 2
-    interval: int = 2
-    start: float = 0.2
+    width: int = 1
+    interval: int | None = None
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.particles % self.width:
@@ -357,9 +368,10 @@ class BeamSearch(SteeringMethod):
             )
 
     def settings(self) -> FKSteering:
+        # Only the order of weights counts; a small scale keeps those of bad particles above zero.
         return FKSteering(
             self.particles,
-            scale=1.0,
+            scale=1e-6,
             resampling=resampling.top(self.width),
             ess_threshold=1.0,
             interval=self.interval,
@@ -371,6 +383,8 @@ class BeamSearch(SteeringMethod):
 @dataclass(frozen=True)
 class NoiseSearch(SteeringMethod):
     """Whole runs from N noises, then from neighbours of the best noise so far (zero-order search).
+
+    For deterministic samplers, whose sample a noise decides: the best so far is drawn again.
 
     Args:
         particles: N noises per run.
@@ -400,8 +414,8 @@ class PathSearch(SteeringMethod):
 
     particles: int = 4
     width: int = 1
-    at: float = 0.8
-    to: float = 0.4
+    at: float = 0.5
+    to: float = 0.2
     times: int = 2
 
     def settings(self) -> FKSteering:

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from diffreward.steering.conventions import schedule_of
 from diffreward.steering.kernels import bridge, renoise
 from diffreward.steering.levels import Level, Schedule
 from diffreward.steering.methods import FKSteering
+from diffreward.steering.token_laws import family_of
+from diffreward.steering.tokens import TokenRoute
 from diffreward.transitions import Transition
+
+
+class Way(Protocol):
+    """What a session asks about the calls of `step`; see `Route` for numbers."""
+
+    @property
+    def numbers(self) -> Sequence[int]: ...
+
+    @property
+    def num_states(self) -> int: ...
+
+    def arrives(self, call: int, arguments: Mapping[str, Any]) -> bool: ...
+
+    def clean(self, call: int, arguments: Mapping[str, Any]) -> Tensor: ...
+
+    def adds_noise(self, arguments: Mapping[str, Any]) -> bool: ...
+
+    def level(self, visit: int) -> Level: ...
+
+    def goes_back(self, visit: int) -> bool: ...
+
+    def law(self, visit: int, x: Tensor, clean: Tensor, strength: float) -> Transition: ...
+
+    def pushed(
+        self, call: int, arguments: dict[str, Any], clean: Tensor, push: Tensor
+    ) -> tuple[dict[str, Any], Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +65,18 @@ class Route:
         """The calls at which the sample is a state of the chain."""
         return [i for i, call in enumerate(self.schedule.calls) if call.whole]
 
+    def arrives(self, call: int, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call steps from a state of the chain."""
+        return call in self.whole
+
+    def clean(self, call: int, arguments: Mapping[str, Any]) -> Tensor:
+        """The clean prediction at a call, (B, *event) float32."""
+        return self.schedule.clean(call, arguments["model_output"], arguments["sample"])
+
+    def adds_noise(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the scheduler draws noise by itself."""
+        return self.schedule.adds_noise(arguments)
+
     def level(self, visit: int) -> Level:
         """Of the state at a visit, or of the finished sample behind the last."""
         whole = self.whole
@@ -53,6 +94,31 @@ class Route:
             return renoise(x.float(), here, there)
         return bridge(x.float(), clean, here, there, strength, self.schedule.flow)
 
+    def pushed(
+        self, call: int, arguments: dict[str, Any], clean: Tensor, push: Tensor
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Tilt the score, and so move clean prediction and network output (Tweedie's formula)."""
+        affine = self.schedule.calls[call]
+        shift = affine.level.sigma**2 / affine.level.alpha * push
+        output = arguments["model_output"].clone()
+        # A network that also predicts a variance has more channels than the states.
+        output[:, : shift.shape[1]] += (shift / affine.slope).to(output.dtype)
+        return {**arguments, "model_output": output}, clean + shift
+
+
+def route_for(scheduler: Any, pipe: Any, settings: FKSteering, timestep: Any) -> Way:
+    """The way of a method through a scheduler's calls, read at the first of them.
+
+    Raises:
+        ValueError: if the scheduler cannot be steered.
+    """
+    family = family_of(scheduler)
+    if family is not None:
+        # A pipeline that writes block by block has more steps than its scheduler.
+        steps = vars(pipe).get("_num_timesteps", len(scheduler.timesteps))
+        return TokenRoute(scheduler, family, settings, steps)
+    return route_of(schedule_of(scheduler), settings, place(scheduler, timestep))
+
 
 def route_of(schedule: Schedule, settings: FKSteering, first: int = 0) -> Route:
     """The way of a method through a schedule from its call `first` on."""
@@ -68,7 +134,8 @@ def lengthen(scheduler: Any, order: Sequence[int]) -> None:
     """Give a scheduler, whose schedule has just been set, the timesteps of a route."""
     calls = torch.tensor(order)
     sigmas = vars(scheduler).get("sigmas")
-    if isinstance(sigmas, Tensor) and len(sigmas) == len(scheduler.timesteps) + 1:
+    if isinstance(sigmas, Tensor) and len(sigmas) > len(scheduler.timesteps):
+        # Some tables are padded with more than the one level of the finished sample.
         scheduler.sigmas = torch.cat([sigmas[calls.to(sigmas.device)], sigmas[-1:]])
     scheduler.timesteps = scheduler.timesteps[calls.to(scheduler.timesteps.device)]
     if "_begin_index" in vars(scheduler):

@@ -28,6 +28,8 @@ from diffreward.steering.methods import Cost, FKSteering
 from diffreward.steering.result import Steered, choose
 from diffreward.steering.session import Session, State
 from diffreward.steering.smc import ParticleFilter
+from diffreward.steering.token_laws import family_of
+from diffreward.steering.tokens import NO_GRADIENT, DrawnTokens, Show, Writer, look_ahead
 
 Value = Callable[[State, Sequence[str]], Tensor]
 """Maps states on the way and the prompts of their rows to what can be expected of them, (B,)."""
@@ -45,6 +47,13 @@ class Judging:
     preview_shrink: int = 1
     rows: int = 64
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1 or self.rows < 1 or self.preview_shrink < 1:
+            raise ValueError(
+                f"got eta {self.eta}, preview_shrink {self.preview_shrink} and rows {self.rows}; "
+                "eta is in [0, 1], and the others are at least 1"
+            )
+
 
 class PipelineRun:
     """Calls a copy of a pipeline whose scheduler and networks are watched.
@@ -55,6 +64,9 @@ class PipelineRun:
         judging: of its particles.
         call: the arguments, with a row per particle.
         seeds: of the random numbers of resampling, one per system.
+
+    Raises:
+        ValueError: if method or judging ask for what the pipeline's states do not allow.
     """
 
     def __init__(
@@ -77,9 +89,10 @@ class PipelineRun:
             name: Watched(module, total, judging.rows, lambda: self._session.alike)
             for name, module in networks(pipe).items()
         }
-        preview = Decoder(pipe, call, self._watched, judging.preview_shrink, judging.preview_vae)
-        self._preview, self._decode = preview, Decoder(pipe, call, self._watched)
+        self._decode = Decoder(pipe, call, self._watched)
+        self._preview = self._show(seeds)
         self._bar: Any = None
+        self._scored_rows = 0
 
     @property
     def start(self) -> Tensor:
@@ -87,6 +100,11 @@ class PipelineRun:
         if self._session.start is None:
             raise ValueError("the pipeline has not called its scheduler; it cannot be steered")
         return self._session.start
+
+    @property
+    def noise_scale(self) -> float:
+        """What the pipeline has multiplied standard normal latents by."""
+        return float(getattr(self._session.pipe.scheduler, "init_noise_sigma", 1.0))
 
     def __call__(self) -> tuple[Any, Steered]:
         """All particles' outputs in the pipeline's class, and how they came about."""
@@ -112,12 +130,34 @@ class PipelineRun:
             self._session.failures,
             Cost(
                 max((w.rows for w in self._watched.values()), default=0),
-                self._session.scored_rows,
+                self._scored_rows,
                 time.perf_counter() - begun,
             ),
             outputs,
         )
         return outputs, steered
+
+    def _show(self, seeds: Sequence[int]) -> Show:
+        """What shows the clean predictions of some rows on their way."""
+        method, judging, family = self._method, self._judging, family_of(self._pipe.scheduler)
+        if family is None:
+            if method.draws > 1:
+                raise ValueError(
+                    f"got {method.draws} draws; {type(self._pipe.scheduler).__name__} predicts one "
+                    "clean sample and has none to draw"
+                )
+            shrink, vae = judging.preview_shrink, judging.preview_vae
+            return Decoder(self._pipe, self._call, self._watched, shrink, vae)
+        if method.guidance > 0 or method.returns:
+            raise ValueError(NO_GRADIENT)
+        if judging.decoder or judging.preview_vae or judging.preview_shrink > 1:
+            raise ValueError(
+                "this pipeline steps tokens, which it decodes itself: give no decoder, preview_vae "
+                "and preview_shrink"
+            )
+        sources = [stream(seed, "draws", i) for seed in seeds for i in range(method.particles)]
+        show = Writer(lambda: self._session.pipe) if family.text else self._decode
+        return DrawnTokens(method.draws, sources, show)
 
     def _inner(self) -> DiffusionPipeline:
         """The pipeline as it is called: a copy that shares all weights."""
@@ -156,14 +196,20 @@ class PipelineRun:
         prompts = [self._prompts[row] for row in rows.tolist()]
         if self._judging.value is not None:
             x = state.x[rows.to(state.x.device)]
+            self._scored_rows += len(rows)
             return self._judging.value(replace(state, x=x, clean=tuple(clean)), prompts)
         if self._judging.decoder is not None:
             samples = self._judging.decoder(clean[0])
         else:
             samples = self._preview(clean, rows)
-        return score(self._judging.reward, samples, prompts)
+        self._scored_rows += len(samples)
+        # Tokens are judged by several samples of each row.
+        draws = len(samples) // len(rows)
+        rewards = score(self._judging.reward, samples, [p for p in prompts for _ in range(draws)])
+        return look_ahead(rewards.reshape(len(rows), draws), self._method.scale)
 
     def _score(self, samples: Samples) -> Tensor:
+        self._scored_rows += len(samples)
         parts = []
         for rows in chunks(len(self._rows), self._judging.rows):
             prompts = [self._prompts[row] for row in rows.tolist()]

@@ -22,7 +22,7 @@ from diffreward.steering.decoding import answer
 from diffreward.steering.guidance import move
 from diffreward.steering.hook import Hook, Step
 from diffreward.steering.methods import FKSteering
-from diffreward.steering.route import Route, advance, lengthen, place, route_of
+from diffreward.steering.route import Route, Way, advance, lengthen, place, route_for, route_of
 from diffreward.steering.smc import ParticleFilter
 from diffreward.transitions import Dirac
 
@@ -34,7 +34,7 @@ class State:
     Args:
         x: their states, (B, *event).
         clean: the clean predictions E[x_K | x], (B, *event) float32; of each medium, if the
-            pipeline makes several.
+            pipeline makes several. Of tokens, the probabilities of each, (B, *event, V).
         leaf: what the predictions are differentiable in, (B, *event), or None.
         number: k, 0 = noise.
         num_states: K.
@@ -91,14 +91,13 @@ class Session(Hook):
         self._judge, self._eta, self._told = judge, eta, told
         self._score = particles.log_weights.new_zeros(particles.log_weights.numel())
         self._pending = torch.zeros_like(self._score)
-        self._route: Route | None = None
+        self._route: Way | None = None
         self._leaf: Tensor | None = None
         self._calls = 0
         self._followers: list[Follower] = []
         self.decisions: list[Decision] = []
         self.history: list[tuple[int, Tensor]] = []
         self.failures = torch.zeros(len(particles.log_weights), dtype=torch.int64)
-        self.scored_rows = 0
         self.pipe: Any = None
         self.alike: Tensor | None = None
         self.start: Tensor | None = None
@@ -122,10 +121,10 @@ class Session(Hook):
         """
         route, call = self._enter(scheduler, arguments), self._calls
         self._calls += 1
-        if call not in route.whole:
+        if not route.arrives(call, arguments):
             return self._between(scheduler, step, arguments)
         visit = len(self.decisions)
-        clean = route.schedule.clean(call, arguments["model_output"], arguments["sample"])
+        clean = route.clean(call, arguments)
         push = self._weigh_state(route, visit, arguments["sample"], clean)
         rows = self.filter.select()
         self.decisions.append(Decision(rows, self._strength(route, visit, arguments)))
@@ -133,14 +132,14 @@ class Session(Hook):
         with torch.no_grad():
             arguments = reordered(self.pipe, scheduler, arguments, rows)
         clean = reindexed(clean.detach(), rows)
-        self._score = self._score_of(rows)
+        self._score = self._score[rows]
         push = reindexed(push, rows)
         if push is not None and not self.settings.corrected:
-            arguments, clean = _shifted(route, call, arguments, clean, push)
+            arguments, clean = route.pushed(call, arguments, clean, push)
             push = None
         strength = self.decisions[-1].strength
         if strength is None:
-            parted = route.schedule.adds_noise(arguments)
+            parted = route.adds_noise(arguments)
             result = step(arguments)
         else:
             law = route.law(visit, arguments["sample"], clean, strength)
@@ -161,7 +160,7 @@ class Session(Hook):
             raise ValueError("this pipeline has not called its scheduler; it cannot be steered")
         self._weigh(rewards, self._route.num_states, self._route.num_states)
 
-    def _enter(self, scheduler: Any, arguments: Mapping[str, Any]) -> Route:
+    def _enter(self, scheduler: Any, arguments: Mapping[str, Any]) -> Way:
         if "sample" not in arguments:
             raise ValueError(
                 f"{type(scheduler).__name__}.step takes {sorted(arguments)} and no sample: it "
@@ -177,11 +176,10 @@ class Session(Hook):
                 f"the scheduler steps {len(sample)} rows and not {len(self._score)}, one for each "
                 "particle: this pipeline does not keep a row per prompt and cannot be steered"
             )
-        first = place(scheduler, arguments["timestep"])
-        self._route = route_of(schedule_of(scheduler), self.settings, first)
+        self._route = route_for(scheduler, self.pipe, self.settings, arguments["timestep"])
         return self._route
 
-    def _weigh_state(self, route: Route, visit: int, x: Tensor, clean: Tensor) -> Tensor | None:
+    def _weigh_state(self, route: Way, visit: int, x: Tensor, clean: Tensor) -> Tensor | None:
         """Weigh the particles at a state; returns the gradient that moves them on, in nats."""
         k = route.numbers[visit]
         if k not in self.settings.scored_steps(route.num_states):
@@ -202,25 +200,20 @@ class Session(Hook):
             gain = torch.zeros_like(gain)
         if rewards is not None:
             failed = rewards.isnan()
+            nobody = failed.reshape(self.filter.log_weights.shape).all(1)
+            if bool(nobody.any()):
+                raise FloatingPointError(
+                    f"at state {k} of {num_states} the reward gave no score (NaN or infinite) to "
+                    f"any particle of prompt {int(nobody.nonzero()[0])}"
+                )
             new = self.settings.score(self._score, rewards, k, num_states)
             gain = gain.cpu() + self.settings.scale * (new - self._score)
             gain = gain.masked_fill(failed, -torch.inf)
             self._score = torch.where(failed, self._score, new)
             self.failures += failed.reshape(self.filter.log_weights.shape).sum(1)
-            self.scored_rows += len(rewards)
         self.filter.weigh(gain)
 
-    def _score_of(self, rows: Tensor) -> Tensor:
-        """The scores with which particles go on from these ancestors."""
-        if self.settings.scheme().consistent:
-            return self._score[rows]
-        # A search compares candidates by their values, and not by what each has gained on a parent
-        # that was not drawn by its own.
-        weights = self.filter.log_weights
-        selected = (weights == 0).all(1, keepdim=True).expand_as(weights).flatten()
-        return self._score[rows].masked_fill(selected, 0.0)
-
-    def _strength(self, route: Route, visit: int, arguments: Mapping[str, Any]) -> float | None:
+    def _strength(self, route: Way, visit: int, arguments: Mapping[str, Any]) -> float | None:
         """The noise of our own step, or None to leave the step to the scheduler."""
         settings, begun = self.settings, bool(self.decisions)
         scored = settings.scored_steps(route.num_states)
@@ -230,7 +223,7 @@ class Session(Hook):
         if settings.returns or (settings.guidance > 0 and settings.corrected):
             return self._eta
         replaced = settings.selects and self._eta > 0
-        return self._eta if replaced and not route.schedule.adds_noise(arguments) else None
+        return self._eta if replaced and not route.adds_noise(arguments) else None
 
     def _still_alike(self, rows: Tensor, parted: bool) -> Tensor | None:
         """The first particle that each is like in all that the network sees; None: no two are."""
@@ -262,7 +255,7 @@ class Session(Hook):
         advance(scheduler, arguments["timestep"])
         return answer(arguments, arguments["sample"], arguments["sample"])
 
-    def _leave(self, route: Route, result: Any, arguments: Mapping[str, Any], clean: Tensor) -> Any:
+    def _leave(self, route: Way, result: Any, arguments: Mapping[str, Any], clean: Tensor) -> Any:
         x = result[0]
         last = len(self.decisions) == len(route.numbers)
         if last:
@@ -316,15 +309,3 @@ class Follower(Hook):
             result = answer(arguments, law.sample(self._leader.noise).to(sample.dtype), self.clean)
         self.x = result[0].detach()
         return result
-
-
-def _shifted(
-    route: Route, call: int, arguments: dict[str, Any], clean: Tensor, push: Tensor
-) -> tuple[dict[str, Any], Tensor]:
-    """Tilt the score, and so move clean prediction and network output (Tweedie's formula)."""
-    affine = route.schedule.calls[call]
-    shift = affine.level.sigma**2 / affine.level.alpha * push
-    output = arguments["model_output"].clone()
-    # A network that also predicts a variance has more channels than the states.
-    output[:, : shift.shape[1]] += (shift / affine.slope).to(output.dtype)
-    return {**arguments, "model_output": output}, clean + shift

@@ -119,12 +119,13 @@ class ParticleFilter:
         self._rows = torch.arange(systems * particles).reshape(systems, particles)
         self._log_w = torch.zeros(systems, particles, dtype=torch.float64)
         self._log_evidence = torch.zeros(systems, dtype=torch.float64)
+        self._weighed = torch.zeros(systems, dtype=torch.bool)  # since the last selection
         self._ess: list[Tensor] = []
         self._ancestors: list[Tensor] = []
 
     @property
     def log_weights(self) -> Tensor:
-        """Since the last resampling, (G, N) float64 on the CPU."""
+        """Since the last resampling, or of a search from the start, (G, N) float64 on the CPU."""
         return self._log_w
 
     @property
@@ -138,7 +139,9 @@ class ParticleFilter:
         Raises:
             FloatingPointError: if every particle of a system has weight zero, or a weight is NaN.
         """
-        self._log_w = self._log_w + gains.double().cpu().reshape(self._rows.shape)
+        gains = gains.double().cpu().reshape(self._rows.shape)
+        self._log_w = self._log_w + gains
+        self._weighed |= (gains != 0).any(1)
         bad = self._log_w.isnan().any(1) | (self._log_w.amax(1) == -torch.inf)
         if bool(bad.any()):
             raise FloatingPointError(
@@ -153,13 +156,18 @@ class ParticleFilter:
         A particle never comes from another system.
         """
         uneven = (self._log_w != self._log_w[:, :1]).any(1)
-        due = (self.ess <= self._threshold * self._rows.shape[1]) & uneven
+        due = (self.ess <= self._threshold * self._rows.shape[1]) & uneven & self._weighed
+        self._weighed &= ~due
         # Drawn for all systems, so that the numbers of one do not depend on the others.
         drawn = self._resampling(self._log_w.softmax(1), self._source)
         first = self._rows[:, :1]
         self._ancestors.append(torch.where(due[:, None], drawn, self._rows - first))
         self._log_evidence = self._log_evidence + torch.where(due, _log_mean(self._log_w), 0.0)
-        self._log_w = torch.where(due[:, None], 0.0, self._log_w)
+        # A search goes on comparing what particles have come to, not what they gained on a parent
+        # that was not drawn by its weight.
+        kept = self._log_w.gather(1, self._ancestors[-1])
+        after = torch.zeros_like(kept) if self._resampling.consistent else kept
+        self._log_w = torch.where(due[:, None], after, self._log_w)
         return (self._ancestors[-1] + first).flatten()
 
     def cloud(self, x: X) -> Cloud[X]:

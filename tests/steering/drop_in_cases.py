@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from zoo.entry import Entry
 
-from diffreward.samples import Samples
+from diffreward.samples import Samples, Texts
 from diffreward.steering import FKSteering, SteeredPipeline
 from diffreward.steering.arguments import expand
 from diffreward.steering.methods import ONCE
@@ -41,8 +41,10 @@ ROUNDING = {
 
 
 def energy(samples: Samples, prompts: Sequence[str]) -> Tensor:
-    """The mean of everything that a sample consists of; of sound, the mean power."""
+    """The mean square of everything that a sample consists of; of sound, the mean power."""
     column = next(iter(samples._columns().values()))
+    if isinstance(samples, Texts):
+        column = torch.tensor([[sum(map(ord, text)) / 1e3] for text in samples.strings])
     return column.float().square().flatten(1).mean(1)
 
 
