@@ -1,30 +1,47 @@
-"""Steering on the bundled model: what the reward gains, and whether an independent judge agrees.
+"""Every steering method on the bundled model at equal denoiser rows, before an independent judge.
 
-python benchmarks/steering_digits.py > benchmarks/steering_digits.md
+python benchmarks/steering.py > benchmarks/steering.md
 """
 
-import torch
+import time
+from collections.abc import Mapping
+from itertools import combinations
 
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from diffreward import (
+    DAS,
+    SVDD,
+    BeamSearch,
+    BestOfN,
+    FKSteering,
+    Guidance,
+    NoiseSearch,
+    PathSearch,
+    steer,
+)
 from diffreward.evaluation import measure
-from diffreward.pipelines.stable_diffusion import StableDiffusion
 from diffreward.prompts import read_prompts
 from diffreward.record import Measure
-from diffreward.rewards.clip_score import ClipScore
-from diffreward.rewards.digit_alignment import DigitAlignment
-from diffreward.steering import BestOfN, FKSteering, SteeringMethod, steer_diffusion
+from diffreward.rewards import ClipScore, DigitAlignment
+from diffreward.steering import SteeringMethod
 
-SEEDS = range(4)
-METHODS: dict[str, SteeringMethod] = {
-    "the model itself": BestOfN(1),
-    "best of 4": BestOfN(4),
-    "FK steering, 4 particles, scale 10": FKSteering(4, scale=10, interval=2),
-    "FK steering, 4 particles, scale 50": FKSteering(4, scale=50, interval=2),
-    "FK steering, 4 particles, scale 50, maximum": FKSteering(
-        4, scale=50, interval=2, potential="max"
-    ),
-    "best of 16": BestOfN(16),
-    "FK steering, 16 particles, scale 50": FKSteering(16, scale=50, interval=2),
+STEPS, SEEDS, PARTICLES = 10, (0, 1), (4, 8, 16, 32)
+STOCHASTIC = {"eta": 1.0}
+METHODS: Mapping[str, tuple[SteeringMethod, Mapping[str, float]]] = {
+    "best of N": (BestOfN(), {}),
+    "best of N, eta 1": (BestOfN(), STOCHASTIC),
+    "noise search": (NoiseSearch(rounds=2), {}),
+    "path search": (PathSearch(), {}),
+    "beam search": (BeamSearch(), {}),
+    "FK steering": (FKSteering(), {}),
+    "SVDD": (SVDD(), {}),
+    "guidance": (Guidance(), {}),
+    "DAS": (DAS(), {}),
 }
+"""Each with its default settings, and arguments of the pipeline's call."""
 
 
 def cell(found: Measure) -> str:
@@ -32,29 +49,55 @@ def cell(found: Measure) -> str:
     return f"{found.mean:.3f} ± {found.error:.3f}"
 
 
+def spread(pixels: Tensor) -> Tensor:
+    """Root mean square distance of two samples of a prompt: (S, G, 3, H, W) -> (S over 2, G)."""
+    pairs = combinations(pixels.unbind(), 2)
+    return torch.stack([(a - b).square().flatten(1).mean(1).sqrt() for a, b in pairs])
+
+
 def main() -> None:
     """Print a table in Markdown."""
-    diffusion = StableDiffusion("assets/digits", num_steps=10, guidance_scale=1.0)
+    pipe = StableDiffusionPipeline.from_pretrained("assets/digits")
+    pipe.set_progress_bar_config(disable=True)
     reward, judge = ClipScore("assets/digits-clip"), DigitAlignment()
-    prompts = read_prompts("assets/prompts/digits_heldout.txt")
+    heldout = read_prompts("assets/prompts/digits_heldout.txt")
     print(
-        "# Steering the bundled model\n\nMade by `python benchmarks/steering_digits.py`. Held-out "
-        f"prompts, {len(prompts)} x {len(SEEDS)} seeds, 10 DDIM steps, eta 1, no guidance. Reward: "
-        "CLIP score of the chosen sample. All right: the independent judge sees digit, ink and "
-        "ground as asked. Cost per chosen sample: rows through the network, samples decoded and "
-        "scored.\n\n| method | reward | all right | network rows | scored |\n"
-        "| --- | --- | --- | --- | --- |"
+        "# Steering the bundled model\n\nMade by `python benchmarks/steering.py`: "
+        f"held-out prompts (every second, from 16 particles on every fourth) x {len(SEEDS)} seeds, "
+        f"{STEPS} DDIM steps, no guidance, every method with its default settings and `budget=` the denoiser rows of best-of-N. "
+        "Reward: CLIP score of the chosen sample, by which it was steered. All right: an "
+        "independent judge sees digit, ink and ground as asked. Diversity: root mean square "
+        "distance of the pixels of two chosen samples of one prompt. Seconds: of wall time per "
+        f"chosen sample on {torch.get_num_threads()} CPU threads, reward included.\n\n"
+        "| rows | method | reward | all right | diversity | scored | seconds |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |"
     )
-    for name, method in METHODS.items():
-        rewards, right, rows, scored = [], [], 0, 0
-        for seed in SEEDS:
-            steered = steer_diffusion(diffusion, reward, prompts, method, seed)
-            rewards.append(steered.rewards.gather(1, steered.chosen[:, None]).squeeze(1))
-            right.append(judge(steered.samples, prompts))
-            rows, scored = rows + steered.cost.network_rows, scored + steered.cost.scored_rows
-        n = len(prompts) * len(SEEDS)
-        cells = cell(measure(torch.cat(rewards))), cell(measure(torch.cat(right)))
-        print(f"| {name} | {' | '.join(cells)} | {rows / n:.0f} | {scored / n:.0f} |")
+    for rows, names in ((1, ["best of N"]), *((n, METHODS) for n in PARTICLES)):
+        prompts = heldout[:: 2 if rows < 16 else 4]
+        for name in names:
+            method, call = METHODS[name]
+            steered = steer(pipe, reward, method, rows=512, budget=rows * STEPS)
+            rewards, right, pixels, scored, start = [], [], [], 0, time.perf_counter()
+            for seed in SEEDS:
+                noise = [
+                    torch.Generator().manual_seed(1000 * seed + i) for i in range(len(prompts))
+                ]
+                steered(prompts, num_inference_steps=STEPS, guidance_scale=1.0, output_type="pt",
+                        generator=noise, **call)  # fmt: skip
+                last = steered.last
+                rewards.append(last.rewards.gather(1, last.chosen[:, None]).squeeze(1))
+                right.append(judge(last.samples, prompts))
+                pixels.append(last.samples.pixels)
+                scored += last.cost.scored_rows
+            n = len(prompts) * len(SEEDS)
+            seconds = (time.perf_counter() - start) / n
+            cells = [cell(measure(torch.cat(x))) for x in (rewards, right)]
+            cells.append(f"{spread(torch.stack(pixels)).mean():.3f}")
+            print(
+                f"| {rows * STEPS} | {name} | {' | '.join(cells)} | {scored / n:.0f} | "
+                f"{seconds:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def test_a_prompt_that_fails_is_named_and_takes_no_other_with_it(
     steer(shared, tmp_path / "alone", "--prompts", "[a cat]")
     first, failed, last = lines(tmp_path)
     assert first == lines(tmp_path / "alone")[0] and last["file"] == "00002.png"
-    assert failed["reward"] is None and "weight zero" in failed["failure"]
+    assert failed["reward"] is None and "no score" in failed["failure"]
 
 
 # What is wrong, the options that make it so, and what the answer must say.

@@ -29,7 +29,9 @@ def same_order(rows: Tensor) -> bool:
     return torch.equal(rows, torch.arange(len(rows)))
 
 
-def reordered(pipe: Any, scheduler: Any, arguments: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+def reordered(
+    pipe: Any, scheduler: Any, arguments: dict[str, Any], rows: Tensor, shared: bool = True
+) -> dict[str, Any]:
     """Reorder all that belongs to particles, (B,) int64: each goes on from particle rows[i].
 
     Args:
@@ -37,6 +39,7 @@ def reordered(pipe: Any, scheduler: Any, arguments: dict[str, Any], rows: Tensor
         scheduler: its memory is reordered: every tensor of at least two dimensions with B rows.
         arguments: of its step; they come back reordered, and without a graph.
         rows: the ancestors.
+        shared: whether what serves all media of a pipeline is reordered too; once in a step.
     """
     whole = arguments["sample"]._base
     arguments = {
@@ -53,15 +56,15 @@ def reordered(pipe: Any, scheduler: Any, arguments: dict[str, Any], rows: Tensor
         # Only a part of the state is stepped; the rest waits in the tensor that it is a part of.
         whole.detach().copy_(whole[rows.to(sample.device)])
     for name, value in _kept_in_loop(pipe):
-        if isinstance(value, MOMENTUM):
-            value.running_average = reindexed(value.running_average, rows)
-        elif isinstance(value, Cache):
-            value.reorder_cache(rows.to(sample.device))
-        elif value is whole:
+        if value is whole:
             continue
-        elif _belongs(name, value, sample):
+        if _on_grid(value, sample) or (shared and _embeds(name, value, sample)):
             value.detach().copy_(_blocks(value, rows))
-        elif _counts(name, value, sample):
+        elif shared and isinstance(value, MOMENTUM):
+            value.running_average = reindexed(value.running_average, rows)
+        elif shared and isinstance(value, Cache):
+            value.reorder_cache(rows.to(sample.device))
+        elif shared and _counts(name, value, sample):
             value.copy_(value.index_select(0 if value.ndim == 1 else -2, rows.to(value.device)))
     return changed
 
@@ -111,16 +114,23 @@ def loops(pipe: Any) -> Iterator[Mapping[str, Any]]:
             yield frame.f_locals
 
 
-def _belongs(name: str, value: Any, sample: Tensor) -> bool:
-    """Whether a local variable has rows per particle: on the grid of the state, or embeddings."""
-    if not isinstance(value, Tensor):
+def _rowwise(value: Any, sample: Tensor) -> bool:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value._base is not None:
         return False
-    rows = value.is_floating_point() and value._base is None and value.ndim > 1
-    if not rows or len(value) == 0 or len(value) % len(sample):
-        return False
+    return value.ndim > 1 and len(value) > 0 and len(value) % len(sample) == 0
+
+
+def _on_grid(value: Any, sample: Tensor) -> bool:
+    """Whether a local variable holds something per particle on the grid of the state."""
     grid = slice(1, 2) if sample.ndim == 3 else slice(-2, None)  # packed, or height and width
-    alike = value.ndim == sample.ndim and value.shape[grid] == sample.shape[grid]
-    return alike or name.endswith("embeds")
+    if not _rowwise(value, sample) or value.ndim != sample.ndim:
+        return False
+    return bool(value.shape[grid] == sample.shape[grid])
+
+
+def _embeds(name: str, value: Any, sample: Tensor) -> bool:
+    """Whether a local variable holds embeddings, which a pipeline may draw for each particle."""
+    return name.endswith("embeds") and _rowwise(value, sample)
 
 
 def _counts(name: str, value: Any, sample: Tensor) -> bool:

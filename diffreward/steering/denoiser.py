@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
+from transformers import Cache
 
 from diffreward.steering.hook import tensors_in
 
@@ -99,6 +100,8 @@ class Watched:
         alike = torch.arange(self._particles) if alike is None else alike
         distinct, place = alike.unique(return_inverse=True)
         whole = len(distinct) == self._particles <= self._rows
+        # What a network has stored of earlier rows is not ours to take apart.
+        whole = whole or any(isinstance(value, Cache) for value in kwargs.values())
         if whole or batch % self._particles:
             self.rows += self._particles
             return self._module(*args, **kwargs)
@@ -123,10 +126,13 @@ class Watched:
 
 def _picked(name: str, value: Any, index: Tensor, batch: int) -> Any:
     """The rows of an argument, where it has one per row of the batch."""
+    if isinstance(value, Tensor):
+        rows = value.ndim > 0 and len(value) == batch
+        if name in UNBATCHED:
+            rows = rows and value.stride(0) == 0  # one row that was expanded over the batch
+        return value[index.to(value.device)] if rows else value
     if name in UNBATCHED:
         return value
-    if isinstance(value, Tensor):
-        return value[index.to(value.device)] if value.ndim and len(value) == batch else value
     if type(value) in (list, tuple):
         return type(value)(_picked(name, item, index, batch) for item in value)
     if type(value) is dict:

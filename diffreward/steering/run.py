@@ -150,7 +150,8 @@ class PipelineRun:
             return Decoder(self._pipe, self._call, self._watched, shrink, vae)
         if method.guidance > 0 or method.returns:
             raise ValueError(NO_GRADIENT)
-        if judging.decoder or judging.preview_vae or judging.preview_shrink > 1:
+        given = judging.decoder is not None or judging.preview_vae is not None
+        if given or judging.preview_shrink > 1:
             raise ValueError(
                 "this pipeline steps tokens, which it decodes itself: give no decoder, preview_vae "
                 "and preview_shrink"

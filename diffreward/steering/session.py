@@ -124,10 +124,14 @@ class Session(Hook):
         if not route.arrives(call, arguments):
             return self._between(scheduler, step, arguments)
         visit = len(self.decisions)
-        clean = route.clean(call, arguments)
+        strength = self._strength(route, visit, arguments)
+        scored = route.numbers[visit] in self.settings.scored_steps(route.num_states)
+        needed = scored or strength is not None or torch.is_grad_enabled()
+        # A step that nobody looks at costs nothing beyond the scheduler's own.
+        clean = route.clean(call, arguments) if needed else arguments["sample"]
         push = self._weigh_state(route, visit, arguments["sample"], clean)
         rows = self.filter.select()
-        self.decisions.append(Decision(rows, self._strength(route, visit, arguments)))
+        self.decisions.append(Decision(rows, strength))
         # The pipeline's own variable may be the leaf, which must not be changed with a gradient.
         with torch.no_grad():
             arguments = reordered(self.pipe, scheduler, arguments, rows)
@@ -137,7 +141,6 @@ class Session(Hook):
         if push is not None and not self.settings.corrected:
             arguments, clean = route.pushed(call, arguments, clean, push)
             push = None
-        strength = self.decisions[-1].strength
         if strength is None:
             parted = route.adds_noise(arguments)
             result = step(arguments)
@@ -295,7 +298,7 @@ class Follower(Hook):
         if visit >= len(self._leader.decisions):
             raise ValueError("a copy of the scheduler steps before the scheduler: cannot follow it")
         decision = self._leader.decisions[visit]
-        arguments = reordered(self._leader.pipe, scheduler, arguments, decision.rows)
+        arguments = reordered(self._leader.pipe, scheduler, arguments, decision.rows, shared=False)
         if self._route is None:
             first = place(scheduler, arguments["timestep"])
             self._route = route_of(schedule_of(scheduler), self._leader.settings, first)

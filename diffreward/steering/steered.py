@@ -76,7 +76,7 @@ class SteeredDiffusion(FeynmanKac[Particles]):
         rows: particles that go through network, decoder and reward at a time.
 
     Raises:
-        ValueError: if the method goes back to earlier states or runs several rounds.
+        ValueError: if the method goes back to earlier states, runs several rounds or draws tokens.
     """
 
     def __init__(
@@ -88,10 +88,11 @@ class SteeredDiffusion(FeynmanKac[Particles]):
         source: Source = None,
         rows: int = 64,
     ) -> None:
-        if settings.rounds > 1 or settings.returns:
+        if settings.rounds > 1 or settings.returns or settings.draws > 1:
             raise ValueError(
-                f"got {settings.rounds} rounds and returns {settings.returns}: search over noises "
-                "and paths needs a pipeline, diffreward.steer(pipe, ...)"
+                f"got {settings.rounds} rounds, returns {settings.returns} and {settings.draws} "
+                "draws: search over noises and paths and drawn tokens need a pipeline, "
+                "diffreward.steer(pipe, ...)"
             )
         self._diffusion, self._reward = diffusion, reward
         self._condition, self._particles = diffusion.encode(prompts), settings.particles

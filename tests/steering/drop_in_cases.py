@@ -35,6 +35,7 @@ ROUNDING = {
     "HunyuanVideoPipeline": 1e-5,
     "LTX2Pipeline": 1e-5,
     "SkyReelsV2Pipeline": 1e-5,
+    "StableAudioPipeline": float("inf"),  # a Brownian tree of each row draws its noise
     "WanImageToVideoPipeline": 1e-5,
 }
 """How far a row's result depends on its place in the batch, where it does."""
@@ -93,7 +94,7 @@ def steered(pipe: SteeredPipeline, call: Mapping[str, Any], seed: int = 0) -> An
 
 def reversing(particles: int, at: float) -> FKSteering:
     """Turns the order of the particles round, once."""
-    turned = Resampling(lambda w, _: torch.arange(particles).flip(0).expand(len(w), -1), False)
+    turned = Resampling(lambda w, _: torch.arange(particles).flip(0).expand(len(w), -1))
     return FKSteering(
         particles, 1.0, resampling=turned, ess_threshold=1.0, interval=ONCE, start=at, stop=1.0
     )
