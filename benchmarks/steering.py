@@ -1,8 +1,11 @@
 """Every steering method on the bundled model at equal denoiser rows, before an independent judge.
 
-python benchmarks/steering.py > benchmarks/steering.md
+python benchmarks/steering.py [1 4 8 16 32] > benchmarks/steering.md
+
+The numbers are particles of best-of-N, and so budgets; several runs can share them.
 """
 
+import sys
 import time
 from collections.abc import Mapping
 from itertools import combinations
@@ -28,7 +31,7 @@ from diffreward.record import Measure
 from diffreward.rewards import ClipScore, DigitAlignment
 from diffreward.steering import SteeringMethod
 
-STEPS, SEEDS, PARTICLES = 10, (0, 1), (4, 8, 16, 32)
+STEPS, SEEDS, PARTICLES = 10, (0, 1), (1, 4, 8, 16, 32)
 STOCHASTIC = {"eta": 1.0}
 METHODS: Mapping[str, tuple[SteeringMethod, Mapping[str, float]]] = {
     "best of N": (BestOfN(), {}),
@@ -64,7 +67,8 @@ def main() -> None:
     print(
         "# Steering the bundled model\n\nMade by `python benchmarks/steering.py`: "
         f"held-out prompts (every second, from 16 particles on every fourth) x {len(SEEDS)} seeds, "
-        f"{STEPS} DDIM steps, no guidance, every method with its default settings and `budget=` the denoiser rows of best-of-N. "
+        f"{STEPS} DDIM steps, no guidance, every method with its defaults and `budget=` the "
+        "denoiser rows of best-of-N. "
         "Reward: CLIP score of the chosen sample, by which it was steered. All right: an "
         "independent judge sees digit, ink and ground as asked. Diversity: root mean square "
         "distance of the pixels of two chosen samples of one prompt. Seconds: of wall time per "
@@ -72,7 +76,8 @@ def main() -> None:
         "| rows | method | reward | all right | diversity | scored | seconds |\n"
         "| --- | --- | --- | --- | --- | --- | --- |"
     )
-    for rows, names in ((1, ["best of N"]), *((n, METHODS) for n in PARTICLES)):
+    for rows in [int(n) for n in sys.argv[1:]] or PARTICLES:
+        names = ["best of N"] if rows == 1 else list(METHODS)
         prompts = heldout[:: 2 if rows < 16 else 4]
         for name in names:
             method, call = METHODS[name]

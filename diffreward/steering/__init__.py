@@ -2,18 +2,16 @@
 
 from diffreward.steering.drop_in import SteeredPipeline, steer
 from diffreward.steering.latent_value import LatentValue
-from diffreward.steering.methods import (
+from diffreward.steering.methods import BestOfN, FKSteering, SteeringMethod
+from diffreward.steering.on_diffusion import steer_diffusion
+from diffreward.steering.presets import (
     DAS,
     SVDD,
     BeamSearch,
-    BestOfN,
-    FKSteering,
     Guidance,
     NoiseSearch,
     PathSearch,
-    SteeringMethod,
 )
-from diffreward.steering.on_diffusion import steer_diffusion
 from diffreward.steering.result import Steered
 from diffreward.steering.value import ValueFunction, train_value
 

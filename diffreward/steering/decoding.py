@@ -132,7 +132,7 @@ class Decoder:
     def _blank(self, network: Watched, rows: int) -> Callable[..., Any]:
         # One of several experts may not have been called so far; they look alike from outside.
         seen = network if network.called else next(w for w in self._watched.values() if w.called)
-        return lambda *args, **kwargs: seen.blank(rows)
+        return lambda *args, **kwargs: seen.blank(rows, args, kwargs)
 
     def _encode_once(self, inner: DiffusionPipeline, rows: int) -> Callable[..., Any]:
         """Embeddings do not matter here, since no network looks at them; their number does."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,31 +71,34 @@ class Watched:
         self, module: nn.Module, particles: int, rows: int, alike: Callable[[], Tensor | None]
     ) -> None:
         self._module, self._particles, self._rows, self._alike = module, particles, rows, alike
-        self._output: Any = None
+        self._outputs: dict[float, Any] = {}
         self.rows = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output for all rows."""
-        self._output = self._call(args, kwargs)
-        return self._output
+        output = self._call(args, kwargs)
+        self._outputs[_batch(args, kwargs) / self._particles] = output
+        return output
 
-    def blank(self, particles: int) -> Any:
+    def blank(self, particles: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """An output for a call with so many particles; its numbers mean nothing."""
         share = particles / self._particles
+        # Guidance may stack two calls of the network and make a third alone.
+        alike = self._outputs.get(_batch(args, kwargs) / particles)
+        output = next(reversed(self._outputs.values())) if alike is None else alike
 
         def cut(tensor: Tensor) -> Tensor:
             return tensor[: round(len(tensor) * share)] if tensor.ndim else tensor
 
-        return _mapped(self._output, cut)
+        return _mapped(output, cut)
 
     @property
     def called(self) -> bool:
         """Whether the network has been called."""
-        return self._output is not None
+        return bool(self._outputs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        first = next(tensors_in([*args, *kwargs.values()]), None)
-        batch = 0 if first is None else len(first)
+        batch = _batch(args, kwargs)
         alike = self._alike()
         alike = torch.arange(self._particles) if alike is None else alike
         distinct, place = alike.unique(return_inverse=True)
@@ -122,6 +125,12 @@ class Watched:
 
         whole_tensors = iter([joined(columns) for columns in zip(*parts, strict=True)])
         return _mapped(outputs[0], lambda _: next(whole_tensors))
+
+
+def _batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Rows of the first tensor, which in every network of diffusers is the sample."""
+    first = next(tensors_in([*args, *kwargs.values()]), None)
+    return 0 if first is None else len(first)
 
 
 def _picked(name: str, value: Any, index: Tensor, batch: int) -> Any:
