@@ -17,7 +17,7 @@ def entries() -> list[Entry]:
     """All entries of all modules of the zoo."""
     found = []
     for module in pkgutil.iter_modules(zoo.__path__):
-        if module.name not in ("entry", "check"):
+        if module.name not in ("entry", "check", "listing"):
             found += importlib.import_module(f"zoo.{module.name}").ENTRIES
     return found
 
