@@ -114,12 +114,12 @@ class SteeredPipeline:
         """
         method, seconds = self._method, seconds_in(self._budget)
         if isinstance(self._budget, int):
-            method = within_rows(method, self._budget, self._num_calls(args, kwargs))
+            method = within_rows(method, self._budget, self._num_calls(self._bound(args, kwargs)))
         if seconds is None:
             return self._steered(method, args, kwargs)
         # One particle tells what one costs; what it made is the result if there is no time left.
         begun = time.perf_counter()
-        with put_back(kwargs.get("generator")):
+        with put_back(self._bound(args, kwargs).get("generator")):
             result = self._steered(replace(method, particles=1), args, kwargs)
         alone = time.perf_counter() - begun
         method = within_seconds(method, seconds - alone, alone)
@@ -150,12 +150,20 @@ class SteeredPipeline:
         first = torch.arange(len(steered.chosen)) * method.particles
         return pick(outputs, (first + steered.chosen).tolist(), len(run.start))
 
-    def _num_calls(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-        """Of the network per particle, as far as the arguments tell."""
-        signature = inspect.signature(type(self._pipe).__call__)
-        bound = signature.bind_partial(self._pipe, *args, **kwargs)
+    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arguments of a call by name, with their defaults."""
+        bound = inspect.signature(type(self._pipe).__call__).bind_partial(None, *args, **kwargs)
         bound.apply_defaults()
-        steps = int(bound.arguments["num_inference_steps"])
+        return bound.arguments
+
+    def _num_calls(self, arguments: Mapping[str, Any]) -> int:
+        """Of the network per particle, as far as the arguments tell."""
+        steps = arguments.get("num_inference_steps")
+        if not isinstance(steps, int):
+            raise ValueError(
+                "a budget in rows needs num_inference_steps, to know what a particle costs: give "
+                "it, or a budget in seconds"
+            )
         order: int = getattr(self._pipe.scheduler, "order", 1)
         return steps * order - (order - 1)
 

@@ -129,7 +129,7 @@ class PipelineRun:
             cloud,
             self._session.failures,
             Cost(
-                max((w.rows for w in self._watched.values()), default=0),
+                self._session.network_rows,
                 self._scored_rows,
                 time.perf_counter() - begun,
             ),

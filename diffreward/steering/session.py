@@ -99,6 +99,7 @@ class Session(Hook):
         self.history: list[tuple[int, Tensor]] = []
         self.failures = torch.zeros(len(particles.log_weights), dtype=torch.int64)
         self.pipe: Any = None
+        self.network_rows = 0
         self.alike: Tensor | None = None
         self.start: Tensor | None = None
         self.end: tuple[Tensor, ...] = ()
@@ -121,6 +122,7 @@ class Session(Hook):
         """
         route, call = self._enter(scheduler, arguments), self._calls
         self._calls += 1
+        self.network_rows += len(self._score) if self.alike is None else len(self.alike.unique())
         if not route.arrives(call, arguments):
             return self._between(scheduler, step, arguments)
         visit = len(self.decisions)
