@@ -23,8 +23,8 @@ from diffreward.outcomes import Outcome, append, progress, read_outcomes
 from diffreward.random import stream
 from diffreward.reward import RewardFunction
 from diffreward.run_folder import RunFolder
-from diffreward.steering.arguments import COPIES
 from diffreward.steering.drop_in import SteeredPipeline, steer
+from diffreward.steering.drop_in.arguments import COPIES
 from diffreward.steering.methods import SteeringMethod
 from diffreward.steering.result import Steered
 

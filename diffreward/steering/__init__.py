@@ -1,7 +1,6 @@
 """Inference-time steering: particles that are weighted by a reward while they denoise."""
 
 from diffreward.steering.drop_in import SteeredPipeline, steer
-from diffreward.steering.latent_value import LatentValue
 from diffreward.steering.methods import BestOfN, FKSteering, SteeringMethod
 from diffreward.steering.on_diffusion import steer_diffusion
 from diffreward.steering.presets import (
@@ -13,7 +12,8 @@ from diffreward.steering.presets import (
     PathSearch,
 )
 from diffreward.steering.result import Steered
-from diffreward.steering.value import ValueFunction, train_value
+from diffreward.steering.value.latent_value import LatentValue
+from diffreward.steering.value.training import ValueFunction, train_value
 
 __all__ = [
     "DAS",

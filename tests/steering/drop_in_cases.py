@@ -13,7 +13,7 @@ from zoo.entry import Entry
 
 from diffreward.samples import Samples, Texts
 from diffreward.steering import FKSteering, SteeredPipeline
-from diffreward.steering.arguments import expand
+from diffreward.steering.drop_in.arguments import expand
 from diffreward.steering.methods import ONCE
 from diffreward.steering.resampling import Resampling
 

@@ -32,7 +32,7 @@ from diffreward.pipelines.gaussian_mixture import GaussianMixture
 from diffreward.reward import RewardFunction
 from diffreward.samples import Vectors
 from diffreward.steering import Steered, SteeringMethod, steer
-from diffreward.steering.run import Value
+from diffreward.steering.drop_in.run import Value
 
 CURVE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SCHEDULERS = {

@@ -16,7 +16,7 @@ from diffusers import (
 from PIL import Image
 from torch import Generator, Tensor
 
-from diffreward.steering.arguments import expand
+from diffreward.steering.drop_in.arguments import expand
 
 
 def blank(kind: type[DiffusionPipeline]) -> DiffusionPipeline:

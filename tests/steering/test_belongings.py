@@ -7,7 +7,7 @@ from diffusers.guiders import AdaptiveProjectedGuidance
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 from torch import Tensor, nn
 
-from diffreward.steering.belongings import own_guiders, reindexed, reordered, same_order
+from diffreward.steering.drop_in.belongings import own_guiders, reindexed, reordered, same_order
 
 TURNED = torch.tensor([2, 1, 0])
 

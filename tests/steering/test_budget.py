@@ -8,7 +8,7 @@ from torch import Generator
 
 from diffreward.pipelines.gaussian_mixture import LinearReward
 from diffreward.steering import BestOfN, FKSteering, NoiseSearch, PathSearch, steer
-from diffreward.steering.budget import put_back, seconds_in, within_rows, within_seconds
+from diffreward.steering.drop_in.budget import put_back, seconds_in, within_rows, within_seconds
 
 UPWARDS = LinearReward([1.0])
 

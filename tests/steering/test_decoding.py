@@ -16,11 +16,11 @@ from zoo.check import entries
 
 from diffreward.samples import Audio, Images, Samples, Videos
 from diffreward.steering import FKSteering, Guidance, steer
-from diffreward.steering.arguments import expand
-from diffreward.steering.decoding import Decoder
-from diffreward.steering.denoiser import Watched, networks, replaced
+from diffreward.steering.drop_in.arguments import expand
+from diffreward.steering.drop_in.decoding import Decoder
+from diffreward.steering.drop_in.denoiser import Watched, networks, replaced
+from diffreward.steering.drop_in.session import State
 from diffreward.steering.methods import ONCE
-from diffreward.steering.session import State
 
 ENTRIES = {entry.name: entry for entry in entries()}
 KINDS = {

@@ -14,7 +14,7 @@ from zoo.check import entries
 
 from diffreward.samples import Samples
 from diffreward.steering import BestOfN, FKSteering, steer
-from diffreward.steering.denoiser import Watched, networks, replaced
+from diffreward.steering.drop_in.denoiser import Watched, networks, replaced
 from diffreward.steering.methods import ONCE
 from diffreward.steering.resampling import Resampling
 

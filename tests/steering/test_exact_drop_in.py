@@ -34,9 +34,9 @@ from diffreward.steering import (
     Steered,
     SteeringMethod,
 )
+from diffreward.steering.drop_in.run import Value
+from diffreward.steering.drop_in.session import State
 from diffreward.steering.methods import POTENTIALS
-from diffreward.steering.run import Value
-from diffreward.steering.session import State
 
 NORMAL = GaussianMixture([1.0], [[0.3]], 0.8)
 UPWARDS = LinearReward([1.0])

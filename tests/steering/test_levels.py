@@ -17,8 +17,8 @@ from diffusers import (
 from perfect import CASES, CENTRE, SHAPE, Case, Mean, mixture_mean, point_mean
 from torch import Tensor
 
-from diffreward.steering.conventions import schedule_of
-from diffreward.steering.levels import Level
+from diffreward.steering.drop_in.conventions import schedule_of
+from diffreward.steering.drop_in.levels import Level
 
 OPTIONAL = {
     "LMSDiscreteScheduler": "scipy",

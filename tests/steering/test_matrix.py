@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from drop_in_cases import (
+from steering.drop_in_cases import (
     ROUNDING,
     UNSUPPORTED,
     build,

@@ -47,8 +47,8 @@ from torch import Tensor
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from diffreward.samples import Audio, Images, Texts, Videos
-from diffreward.steering import media
-from diffreward.steering.media import pick, read_media
+from diffreward.steering.drop_in import media
+from diffreward.steering.drop_in.media import pick, read_media
 
 LEVELS = (torch.arange(4 * 3 * 2 * 5) * 2).to(torch.uint8).reshape(4, 3, 2, 5)
 """Four pictures, no two pixels alike, 2 high and 5 wide."""

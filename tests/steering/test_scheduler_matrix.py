@@ -32,7 +32,7 @@ from zoo.check import entries
 
 from diffreward.samples import Samples, vectors
 from diffreward.steering import BestOfN, FKSteering, PathSearch, steer
-from diffreward.steering.conventions import schedule_of
+from diffreward.steering.drop_in.conventions import schedule_of
 from diffreward.steering.methods import ONCE
 from diffreward.steering.resampling import Resampling
 

@@ -25,7 +25,7 @@ from zoo.parts import WIDTH, clip
 
 from diffreward.samples import Samples, Texts, texts
 from diffreward.steering import BestOfN, FKSteering, steer
-from diffreward.steering.media import read_media
+from diffreward.steering.drop_in.media import read_media
 from diffreward.steering.methods import ONCE
 from diffreward.steering.resampling import Resampling
 

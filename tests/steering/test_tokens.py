@@ -33,10 +33,10 @@ from diffreward.enumeration import number, sequences
 from diffreward.random import randn, stream
 from diffreward.samples import Samples, Texts, images, texts
 from diffreward.steering import FKSteering, Guidance, PathSearch, Steered, steer
+from diffreward.steering.drop_in.token_laws import family_of
+from diffreward.steering.drop_in.tokens import TokenRoute, draw_tokens, look_ahead
 from diffreward.steering.methods import ONCE
 from diffreward.steering.resampling import Resampling
-from diffreward.steering.token_laws import family_of
-from diffreward.steering.tokens import TokenRoute, draw_tokens, look_ahead
 
 SETTINGS = [
     ("difference", 0.0, 1),

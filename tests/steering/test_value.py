@@ -24,11 +24,11 @@ from diffreward.pipelines.gaussian_mixture import LinearReward, QuadraticReward
 from diffreward.reward import RewardFunction
 from diffreward.samples import Samples, images, vectors
 from diffreward.steering import DAS, SVDD, steer
-from diffreward.steering.fitting import fit_soft_value
-from diffreward.steering.latent_value import LatentValue
-from diffreward.steering.recording import RecordedStates, record_states
-from diffreward.steering.session import State
-from diffreward.steering.value import ValueFunction, train_value
+from diffreward.steering.drop_in.session import State
+from diffreward.steering.value.fitting import fit_soft_value
+from diffreward.steering.value.latent_value import LatentValue
+from diffreward.steering.value.recording import RecordedStates, record_states
+from diffreward.steering.value.training import ValueFunction, train_value
 
 REWARD = QuadraticReward([1.5], 2.0)
 SCALES = {"ddim": 1.0, "flow": 2.0}

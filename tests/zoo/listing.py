@@ -2,20 +2,16 @@
 
 import importlib
 import pkgutil
-import sys
 from collections import defaultdict
-from pathlib import Path
+
+from steering.drop_in_cases import UNSUPPORTED
 
 import zoo
 from zoo.check import entries
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "steering"))
-
 
 def main() -> None:
     """Print the list in Markdown; the matrix test holds every line of it."""
-    from drop_in_cases import UNSUPPORTED
-
     media: dict[str, set[str]] = defaultdict(set)
     for entry in entries():
         if entry.name not in UNSUPPORTED:

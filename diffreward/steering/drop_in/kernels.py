@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffreward.steering.levels import Level
+from diffreward.steering.drop_in.levels import Level
 from diffreward.transitions import Dirac, Gaussian
 
 _DIFFUSION = 3.0

@@ -15,13 +15,19 @@ from torch import Tensor, nn
 
 from diffreward.random import randn, stream
 from diffreward.reward import RewardFunction
-from diffreward.steering.arguments import Expanded, expand
-from diffreward.steering.budget import Budget, put_back, seconds_in, within_rows, within_seconds
-from diffreward.steering.decoding import Decode
-from diffreward.steering.media import pick
+from diffreward.steering.drop_in.arguments import Expanded, expand
+from diffreward.steering.drop_in.budget import (
+    Budget,
+    put_back,
+    seconds_in,
+    within_rows,
+    within_seconds,
+)
+from diffreward.steering.drop_in.decoding import Decode
+from diffreward.steering.drop_in.media import pick
+from diffreward.steering.drop_in.run import Judging, PipelineRun, Value
 from diffreward.steering.methods import Cost, FKSteering, SteeringMethod
 from diffreward.steering.result import Steered
-from diffreward.steering.run import Judging, PipelineRun, Value
 
 
 def steer(

@@ -18,10 +18,10 @@ from torch import Tensor
 from diffreward.random import rand, stream
 from diffreward.reward import RewardFunction, score
 from diffreward.samples import Samples
-from diffreward.steering.decoding import Decode
 from diffreward.steering.drop_in import steer
+from diffreward.steering.drop_in.decoding import Decode
+from diffreward.steering.drop_in.session import State
 from diffreward.steering.methods import FKSteering
-from diffreward.steering.session import State
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done ("sampling" or "fitting"), how much of it is done, and all of it."""

@@ -20,11 +20,11 @@ from diffusers.utils import BaseOutput
 from torch import Generator, Tensor, nn
 
 from diffreward.samples import Samples
-from diffreward.steering.arguments import Expanded
-from diffreward.steering.belongings import own_guiders
-from diffreward.steering.denoiser import Watched, replaced
-from diffreward.steering.hook import Hook, Step, hook
-from diffreward.steering.media import read_media
+from diffreward.steering.drop_in.arguments import Expanded
+from diffreward.steering.drop_in.belongings import own_guiders
+from diffreward.steering.drop_in.denoiser import Watched, replaced
+from diffreward.steering.drop_in.hook import Hook, Step, hook
+from diffreward.steering.drop_in.media import read_media
 
 Decode = Callable[[Tensor], Samples]
 """Maps clean states (n, *event) to samples; differentiable where guidance is wanted."""

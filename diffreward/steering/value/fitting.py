@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 
 from diffreward.checks import check_scores
 from diffreward.random import stream
-from diffreward.steering.recording import Progress, RecordedStates
+from diffreward.steering.value.recording import Progress, RecordedStates
 
 LOOKS = 20
 """How often a fit is compared with the samples that it does not see: each look costs a pass."""

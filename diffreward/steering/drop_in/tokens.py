@@ -17,11 +17,11 @@ from torch import Generator, Tensor
 
 from diffreward.random import Source, rand
 from diffreward.samples import Samples
-from diffreward.steering.belongings import loops
-from diffreward.steering.levels import Level
-from diffreward.steering.media import read_media
+from diffreward.steering.drop_in.belongings import loops
+from diffreward.steering.drop_in.levels import Level
+from diffreward.steering.drop_in.media import read_media
+from diffreward.steering.drop_in.token_laws import Arguments, Family
 from diffreward.steering.methods import FKSteering
-from diffreward.steering.token_laws import Arguments, Family
 
 Show = Callable[[Sequence[Tensor], Tensor], Samples]
 """Maps clean ids, a tensor (n, *event) in a list, and the particles that they are of to samples."""

@@ -3,8 +3,8 @@
 With the soft value of its states in place of the reward of their clean predictions, SVDD converges
 to the tilted law as its candidates grow in number.
 
-Source: SVDD-MC, Li et al. (2024), arXiv:2408.08252; `diffreward.steering.fitting` says in what ours
-differs.
+Source: SVDD-MC, Li et al. (2024), arXiv:2408.08252; `diffreward.steering.value.fitting` says in
+what ours differs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffreward.reward import RewardFunction
-from diffreward.steering.decoding import Decode
-from diffreward.steering.fitting import Fit, check_scale, fit_soft_value, nats
-from diffreward.steering.recording import Progress, record_states
-from diffreward.steering.session import State
+from diffreward.steering.drop_in.decoding import Decode
+from diffreward.steering.drop_in.session import State
+from diffreward.steering.value.fitting import Fit, check_scale, fit_soft_value, nats
+from diffreward.steering.value.recording import Progress, record_states
 
 WEIGHTS, NUMBERS = "value.safetensors", "value.json"
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from diffreward.steering import noise_levels as levels
-from diffreward.steering import parametrisations as outputs
-from diffreward.steering.levels import Bound, Call, Level, Schedule
+from diffreward.steering.drop_in import noise_levels as levels
+from diffreward.steering.drop_in import parametrisations as outputs
+from diffreward.steering.drop_in.levels import Bound, Call, Level, Schedule
 
 Arguments = Mapping[str, object]
 

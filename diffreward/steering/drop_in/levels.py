@@ -2,8 +2,8 @@
 
 Every state of a diffusion is x = alpha * clean + sigma * noise, and every parametrisation of a
 network gives the clean prediction E[clean | x] as an affine function of its output:
-clean = skip * x + slope * output. `diffreward.steering.conventions` reads these four numbers from a
-live scheduler of diffusers.
+clean = skip * x + slope * output. `diffreward.steering.drop_in.conventions` reads these four
+numbers from a live scheduler of diffusers.
 """
 
 from __future__ import annotations

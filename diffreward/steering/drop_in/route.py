@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffreward.steering.conventions import schedule_of
-from diffreward.steering.kernels import bridge, renoise
-from diffreward.steering.levels import Level, Schedule
+from diffreward.steering.drop_in.conventions import schedule_of
+from diffreward.steering.drop_in.kernels import bridge, renoise
+from diffreward.steering.drop_in.levels import Level, Schedule
+from diffreward.steering.drop_in.token_laws import family_of
+from diffreward.steering.drop_in.tokens import TokenRoute
 from diffreward.steering.methods import FKSteering
-from diffreward.steering.token_laws import family_of
-from diffreward.steering.tokens import TokenRoute
 from diffreward.transitions import Transition
 
 

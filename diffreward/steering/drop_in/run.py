@@ -17,19 +17,19 @@ from diffreward.diffusion import chunks
 from diffreward.random import stream
 from diffreward.reward import RewardFunction, score
 from diffreward.samples import Samples, concatenate
-from diffreward.steering.arguments import Expanded
-from diffreward.steering.belongings import own_guiders
-from diffreward.steering.decoding import Decode, Decoder, pipeline_call
-from diffreward.steering.denoiser import Watched, networks, replaced
+from diffreward.steering.drop_in.arguments import Expanded
+from diffreward.steering.drop_in.belongings import own_guiders
+from diffreward.steering.drop_in.decoding import Decode, Decoder, pipeline_call
+from diffreward.steering.drop_in.denoiser import Watched, networks, replaced
+from diffreward.steering.drop_in.hook import hook
+from diffreward.steering.drop_in.media import read_media
+from diffreward.steering.drop_in.session import Session, State
+from diffreward.steering.drop_in.token_laws import family_of
+from diffreward.steering.drop_in.tokens import NO_GRADIENT, DrawnTokens, Show, Writer, look_ahead
 from diffreward.steering.guidance import gradient
-from diffreward.steering.hook import hook
-from diffreward.steering.media import read_media
 from diffreward.steering.methods import Cost, FKSteering
 from diffreward.steering.result import Steered, choose
-from diffreward.steering.session import Session, State
 from diffreward.steering.smc import ParticleFilter
-from diffreward.steering.token_laws import family_of
-from diffreward.steering.tokens import NO_GRADIENT, DrawnTokens, Show, Writer, look_ahead
 
 Value = Callable[[State, Sequence[str]], Tensor]
 """Maps states on the way and the prompts of their rows to what can be expected of them, (B,)."""

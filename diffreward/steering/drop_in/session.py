@@ -16,13 +16,21 @@ import torch
 from torch import Tensor
 
 from diffreward.random import Source
-from diffreward.steering.belongings import reindexed, reordered, same_order
-from diffreward.steering.conventions import schedule_of
-from diffreward.steering.decoding import answer
+from diffreward.steering.drop_in.belongings import reindexed, reordered, same_order
+from diffreward.steering.drop_in.conventions import schedule_of
+from diffreward.steering.drop_in.decoding import answer
+from diffreward.steering.drop_in.hook import Hook, Step
+from diffreward.steering.drop_in.route import (
+    Route,
+    Way,
+    advance,
+    lengthen,
+    place,
+    route_for,
+    route_of,
+)
 from diffreward.steering.guidance import move
-from diffreward.steering.hook import Hook, Step
 from diffreward.steering.methods import FKSteering
-from diffreward.steering.route import Route, Way, advance, lengthen, place, route_for, route_of
 from diffreward.steering.smc import ParticleFilter
 from diffreward.transitions import Dirac
 

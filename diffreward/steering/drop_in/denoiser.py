@@ -12,7 +12,7 @@ from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 from transformers import Cache
 
-from diffreward.steering.hook import tensors_in
+from diffreward.steering.drop_in.hook import tensors_in
 
 NETWORKS = (
     "unet",
