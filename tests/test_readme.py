@@ -19,5 +19,5 @@ def test_the_examples_run_one_after_the_other(
     names: dict[str, object] = {}
     for block in whole:
         exec(block, names)
-    assert (tmp_path / "seven.png").is_file()
+    assert (tmp_path / "runs" / "gallery.html").is_file()
     assert (tmp_path / "runs" / "readme" / "report.html").is_file()
