@@ -129,6 +129,7 @@ def write_page(target: Path, template: Path, values: Mapping[str, object]) -> Pa
     """
     from jinja2 import Environment, StrictUndefined
 
+    target.parent.mkdir(parents=True, exist_ok=True)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

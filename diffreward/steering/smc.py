@@ -170,6 +170,16 @@ class ParticleFilter:
         self._log_w = torch.where(due[:, None], after, self._log_w)
         return (self._ancestors[-1] + first).flatten()
 
+    def stay(self) -> Tensor:
+        """In place of `weigh` and `select` when there is nothing to weigh: everyone goes on.
+
+        It takes no random numbers. Returns (G * N,) as `select` does.
+        """
+        everyone = torch.full((len(self._rows),), self._rows.shape[1], dtype=torch.float64)
+        self._ess.append(self._ess[-1] if self._ess else everyone)
+        self._ancestors.append(self._rows - self._rows[:, :1])
+        return self._rows.flatten()
+
     def cloud(self, x: X) -> Cloud[X]:
         """The result, with the particles where they have arrived."""
         evidence = self._log_evidence + _log_mean(self._log_w)

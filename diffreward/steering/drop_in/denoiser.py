@@ -100,6 +100,9 @@ class Watched:
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batch = _batch(args, kwargs)
         alike = self._alike()
+        if alike is None and self._particles <= self._rows:
+            self.rows += self._particles
+            return self._module(*args, **kwargs)
         alike = torch.arange(self._particles) if alike is None else alike
         distinct, place = alike.unique(return_inverse=True)
         whole = len(distinct) == self._particles <= self._rows

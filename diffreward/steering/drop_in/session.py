@@ -98,7 +98,7 @@ class Session(Hook):
         self.settings, self.noise, self.filter = settings, noise, particles
         self._judge, self._eta, self._told = judge, eta, told
         self._score = particles.log_weights.new_zeros(particles.log_weights.numel())
-        self._pending = torch.zeros_like(self._score)
+        self._pending: Tensor | None = None
         self._route: Way | None = None
         self._leaf: Tensor | None = None
         self._calls = 0
@@ -139,8 +139,15 @@ class Session(Hook):
         needed = scored or strength is not None or torch.is_grad_enabled()
         # A step that nobody looks at costs nothing beyond the scheduler's own.
         clean = route.clean(call, arguments) if needed else arguments["sample"]
-        push = self._weigh_state(route, visit, arguments["sample"], clean)
-        rows = self.filter.select()
+        push = None
+        if scored:
+            push = self._weigh_state(route, visit, arguments["sample"], clean)
+            rows = self.filter.select()
+        elif self._pending is not None:
+            self._weigh(None, route.numbers[visit], route.num_states)
+            rows = self.filter.select()
+        else:
+            rows = self.filter.stay()
         self.decisions.append(Decision(rows, strength))
         # The pipeline's own variable may be the leaf, which must not be changed with a gradient.
         with torch.no_grad():
@@ -156,7 +163,8 @@ class Session(Hook):
             result = step(arguments)
         else:
             law = route.law(visit, arguments["sample"], clean, strength)
-            x, self._pending = move(law, push, self.noise)
+            x, correction = move(law, push, self.noise)
+            self._pending = None if push is None else correction
             parted = not isinstance(law, Dirac)
             advance(scheduler, arguments["timestep"])
             result = answer(arguments, x.to(arguments["sample"].dtype), clean)
@@ -195,9 +203,6 @@ class Session(Hook):
     def _weigh_state(self, route: Way, visit: int, x: Tensor, clean: Tensor) -> Tensor | None:
         """Weigh the particles at a state; returns the gradient that moves them on, in nats."""
         k = route.numbers[visit]
-        if k not in self.settings.scored_steps(route.num_states):
-            self._weigh(None, k, route.num_states)
-            return None
         others = tuple(f.clean for f in self._followers if f.clean is not None)
         ratio = route.level(visit).noise_to_signal
         state = State(x.detach(), (clean, *others), self._leaf, k, route.num_states, ratio)
@@ -208,9 +213,9 @@ class Session(Hook):
         return None if gradient is None else self.settings.pull(k, route.num_states) * gradient
 
     def _weigh(self, rewards: Tensor | None, k: int, num_states: int) -> None:
-        gain, self._pending = self._pending, torch.zeros_like(self._score)
-        if not self.settings.corrected:
-            gain = torch.zeros_like(gain)
+        gain = torch.zeros_like(self._score)
+        if self._pending is not None:
+            gain, self._pending = self._pending.cpu(), None
         if rewards is not None:
             failed = rewards.isnan()
             nobody = failed.reshape(self.filter.log_weights.shape).all(1)
@@ -220,7 +225,7 @@ class Session(Hook):
                     f"any particle of prompt {int(nobody.nonzero()[0])}"
                 )
             new = self.settings.score(self._score, rewards, k, num_states)
-            gain = gain.cpu() + self.settings.scale * (new - self._score)
+            gain = gain + self.settings.scale * (new - self._score)
             gain = gain.masked_fill(failed, -torch.inf)
             self._score = torch.where(failed, self._score, new)
             self.failures += failed.reshape(self.filter.log_weights.shape).sum(1)
@@ -240,13 +245,16 @@ class Session(Hook):
 
     def _still_alike(self, rows: Tensor, parted: bool) -> Tensor | None:
         """The first particle that each is like in all that the network sees; None: no two are."""
+        dead = self.filter.log_weights.flatten() == -torch.inf
+        alone = self.alike is None and same_order(rows)
+        if alone and not bool(dead.any()):
+            return None
         alike = torch.arange(len(rows))
         if not parted:
             kinds = (rows if self.alike is None else self.alike[rows]).unique(return_inverse=True)[
                 1
             ]
             alike = torch.full_like(alike, len(rows)).scatter_reduce(0, kinds, alike, "amin")[kinds]
-        dead = self.filter.log_weights.flatten() == -torch.inf
         if bool(dead.any()):
             # Nobody will ask what becomes of a dead particle: it goes with a living one.
             best = self.filter.log_weights.argmax(1, keepdim=True)
