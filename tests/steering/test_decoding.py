@@ -189,6 +189,12 @@ def test_states_that_are_no_pictures_are_not_shrunk() -> None:
             steered(steer(pipeline(name), energy, looking(2), preview_shrink=2), ENTRIES[name].call)
 
 
+def test_a_network_of_unknown_name_is_not_run_in_secret() -> None:
+    call = expand(pipeline("DDPMPipeline"), (), {"num_inference_steps": 2}, 2)
+    with pytest.raises(ValueError, match="pass decoder="):
+        Decoder(pipeline("DDPMPipeline"), call, {})([torch.zeros(1, 3, 8, 8)], torch.tensor([0]))
+
+
 def test_a_decoder_of_the_user_replaces_the_pipelines_last_lines() -> None:
     name, shapes = "StableDiffusion3Pipeline", []
 

@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 from diffreward.samples import Samples
 from diffreward.steering.drop_in.arguments import Expanded
 from diffreward.steering.drop_in.belongings import own_guiders
-from diffreward.steering.drop_in.denoiser import Watched, replaced
+from diffreward.steering.drop_in.denoiser import NETWORKS, Watched, replaced
 from diffreward.steering.drop_in.hook import Hook, Step, hook
 from diffreward.steering.drop_in.media import read_media
 
@@ -95,7 +95,17 @@ class Decoder:
         self._encoded: dict[int, Any] = {}
 
     def __call__(self, states: Sequence[Tensor], rows: Tensor) -> Samples:
-        """Decode the clean states of these rows, one tensor (n, *event) per scheduler."""
+        """Decode the clean states of these rows, one tensor (n, *event) per scheduler.
+
+        Raises:
+            ValueError: if the pipeline's networks are not known, so that they would run again, or
+                the states cannot be made smaller.
+        """
+        if not self._watched:
+            raise ValueError(
+                f"{type(self._pipe).__name__} has no network under any of the names {NETWORKS}; to "
+                "judge its states on the way, pass decoder="
+            )
         if self._shrink > 1:
             states = [self._smaller(states[0]), *states[1:]]
         inner = self._copy(len(rows))
