@@ -153,7 +153,7 @@ def test_the_tilted_law_of_the_chain_is_hit_by_every_setting(
     # Three scored states: the sum of many rewards would give weights without a variance.
     method = FKSteering(64, 1.0, potential, scheme, threshold, interval=4, start=0.4, stop=0.8)
     chain = chain_of(scheduler, method)
-    steered = run(SCHEDULERS[scheduler], UPWARDS, method, 96)
+    steered = run(SCHEDULERS[scheduler], UPWARDS, method, 160)
     if threshold != 0.5:
         assert (steered.lineage != torch.arange(64)).any() == (threshold == 1)
     assert (distances(steered, tilt(chain, chain.nodes[-1])) < 4).all()
