@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -60,7 +61,7 @@ class Route:
     numbers: tuple[int, ...]
     num_states: int
 
-    @property
+    @cached_property
     def whole(self) -> list[int]:
         """The calls at which the sample is a state of the chain."""
         return [i for i, call in enumerate(self.schedule.calls) if call.whole]
