@@ -89,6 +89,35 @@ def _chart(line: Curve, dots: Curve, color: str = _TRAINED) -> Markup:
     return inline(figure, _VARIABLES)
 
 
+def reward_histogram(record: Record) -> Markup | None:
+    """The trained rewards of the samples that the first and the last evaluation wrote down.
+
+    None if there are not two evaluations, or nothing in them was scored.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    ends = [
+        [sample.scores.get(TRAINED, math.nan) for sample in record.galleries[update]]
+        for update in sorted(record.galleries)
+    ]
+    ends = [[score for score in end if math.isfinite(score)] for end in ends[:1] + ends[1:][-1:]]
+    if len(ends) < 2 or not all(ends):
+        return None
+    low, high = (pick(map(pick, ends)) for pick in (min, max))
+    ink = dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], _AXES)
+    with matplotlib.rc_context(STYLE | ink):
+        figure = Figure(figsize=(3.2, 1.9), layout="constrained")
+        axes = figure.subplots()
+        for scores, color in zip(ends, (_LINE, _TRAINED), strict=True):
+            axes.hist(scores, bins=16, range=(low, high), color=color, alpha=0.35)
+            axes.hist(scores, bins=16, range=(low, high), color=color, histtype="step")
+        axes.set(xlabel=TRAINED, ylabel="samples")
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    return inline(figure, _VARIABLES)
+
+
 def inline(figure: Figure, variables: Mapping[str, str]) -> Markup:
     """A figure as an element of a page, which decides its size, font and colours.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ class Step:
     def detach(self) -> Step:
         """The same step without the graph that made it."""
         return Step(self.transition.detach(), self.clean.detach())
+
+
+@dataclass
+class Spared:
+    """Rows that a family did not evaluate because it remembered them."""
+
+    rows: int = 0
 
 
 class Diffusion(ABC):
@@ -128,6 +136,25 @@ class Diffusion(ABC):
     def matching_error(self, output: Tensor, target: Tensor) -> Tensor:
         """The family's own pretraining error of each sample, (B,): mean over the event."""
         return (output - target).square().flatten(1).mean(1)
+
+    def output_kl(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """KL of the laws that two outputs of `predict` stand for, (B,), summed over the event.
+
+        Of states that are not tokens the outputs are means of unit Gaussians.
+        """
+        return 0.5 * (ours - theirs).square().flatten(1).sum(1)
+
+    def relaxed(self, x: Tensor) -> Tensor:
+        """The same states (B, *event) as floating-point numbers that have a gradient."""
+        return x
+
+    @contextmanager
+    def remembering(self) -> Iterator[Spared]:
+        """A context in which the weights stay as they are.
+
+        A family may answer for a state that it has seen in there without evaluating its network.
+        """
+        yield Spared()
 
     def clean(self, noisy: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """The clean prediction E[x_K | noisy] that an output of `predict` stands for, (B, *event).
@@ -229,6 +256,7 @@ def rollout(
     noise: Source = None,
     rows: int = 64,
     noisy_steps: Collection[int] | None = None,
+    until: int | None = None,
 ) -> Trajectory:
     """Sample one path per row of the condition.
 
@@ -240,23 +268,25 @@ def rollout(
         rows: chains that go through the network at a time.
         noisy_steps: the steps that follow the model's own law; the others follow the ODE. All if
             not given.
+        until: the number of steps; all if not given.
     """
-    steps = tuple(k for k in diffusion.stochastic_steps if noisy_steps is None or k in noisy_steps)
+    total = diffusion.num_steps if until is None else until
+    noisy = set(range(total) if noisy_steps is None else noisy_steps)
+    steps = tuple(k for k in diffusion.stochastic_steps if k in noisy and k < total)
     start = diffusion.prior(len(condition), prior)
     states, log_probs = [], []
-    for block in chunks(len(condition), rows):
-        path, log_p = [start[block.to(start.device)]], []
-        for k in range(diffusion.num_steps):
-            step = diffusion.step(path[-1], k, condition[block])
-            law = step.transition
-            if noisy_steps is not None and k not in noisy_steps:
-                law = certain(diffusion, path[-1], k, step)
-            path.append(law.sample(_rows_of(noise, block)))
-            if k in steps:
-                log_p.append(law.log_prob(path[-1]))
-        states.append(torch.stack(path, 1))
-        log_probs.append(torch.stack(log_p, 1) if log_p else start.new_zeros(len(block), 0))
-    return Trajectory(torch.cat(states), steps, torch.cat(log_probs), condition)
+    with diffusion.remembering():
+        for block in chunks(len(condition), rows):
+            path, log_p = [start[block.to(start.device)]], []
+            for k in range(total):
+                step = diffusion.step(path[-1], k, condition[block])
+                law = step.transition if k in noisy else certain(diffusion, path[-1], k, step)
+                path.append(law.sample(_rows_of(noise, block)))
+                if k in steps:
+                    log_p.append(law.log_prob(path[-1]))
+            states.append(torch.stack(path, 1))
+            log_probs.append(torch.stack(log_p, 1) if log_p else torch.zeros(len(block), 0))
+    return Trajectory(torch.cat(states), steps, torch.cat(log_probs).to(start.device), condition)
 
 
 @torch.no_grad()
@@ -274,11 +304,12 @@ def draw(
     """
     start = diffusion.prior(len(condition), prior)
     ends = []
-    for block in chunks(len(condition), rows):
-        x, source = start[block.to(start.device)], _rows_of(noise, block)
-        for k in range(diffusion.num_steps if until is None else until):
-            x = diffusion.step(x, k, condition[block]).transition.sample(source)
-        ends.append(x)
+    with diffusion.remembering():
+        for block in chunks(len(condition), rows):
+            x, source = start[block.to(start.device)], _rows_of(noise, block)
+            for k in range(diffusion.num_steps if until is None else until):
+                x = diffusion.step(x, k, condition[block]).transition.sample(source)
+            ends.append(x)
     return torch.cat(ends)
 
 

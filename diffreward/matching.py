@@ -143,7 +143,7 @@ def noised_entries(
         return diffusion.matching_error(output, noised.targets[column][rows])
 
     def distance(penalty: Penalty, ours: Tensor, theirs: Tensor, column: int) -> Tensor:
-        return penalty.between_predictions(ours, theirs)
+        return penalty.between_predictions(ours, theirs, diffusion)
 
     shape = len(noised.times), noised.times.shape[1]
     return Entries(shape, True, predict, read or error, distance)

@@ -33,8 +33,9 @@ class Penalty:
             one variance: it grows faster far from the reference (Huang et al., 2025, ICLR,
             arXiv:2407.13399, argue for it). "velocity" is the squared distance of the velocities
             (x - clean) / sigma: unlike the KL it does not grow as steps become less noisy. For
-            methods that see no steps, the first two are those of unit Gaussians around the
-            network's outputs, the third is the squared distance of the outputs.
+            methods that see no steps, the first is that of the laws which the network's outputs
+            stand for (unit Gaussians around them, or categorical laws of tokens), the second
+            follows from it, and the third is the squared distance of the outputs.
         weight: of the distance, in units of the loss; 0 is no penalty, at no cost.
         reduction: "sum" is the distance of a whole path, in nats for the KL; "mean" is per step and
             dimension, the unit of most published weights.
@@ -74,11 +75,10 @@ class Penalty:
         unit = ours.clean[0].numel() if self.reduction == "mean" else 1
         return _BETWEEN_STEPS[self.distance](ours, theirs, diffusion, k, unit)
 
-    def between_predictions(self, ours: Tensor, theirs: Tensor) -> Tensor:
+    def between_predictions(self, ours: Tensor, theirs: Tensor, diffusion: Diffusion) -> Tensor:
         """The distance of two outputs of the network, (B, *event) -> (B,), summed or averaged."""
         unit = ours[0].numel() if self.reduction == "mean" else 1
-        squared = (ours - theirs).square().flatten(1).sum(1) / unit
-        return _OF_SQUARED[self.distance](squared)
+        return _BETWEEN_OUTPUTS[self.distance](ours, theirs, diffusion, unit)
 
     def coefficient(self, policy: Policy) -> float:
         """The present weight."""
@@ -117,10 +117,14 @@ _BETWEEN_STEPS: Mapping[Distance, Callable[[Step, Step, Diffusion, int, int], Te
     "chi_squared": _chi_squared,
     "velocity": _velocity,
 }
-_OF_SQUARED: Mapping[Distance, Callable[[Tensor], Tensor]] = {
-    "kl": lambda squared: 0.5 * squared,
-    "chi_squared": torch.expm1,
-    "velocity": lambda squared: squared,
+_BETWEEN_OUTPUTS: Mapping[Distance, Callable[[Tensor, Tensor, Diffusion, int], Tensor]] = {
+    "kl": lambda ours, theirs, diffusion, unit: diffusion.output_kl(ours, theirs) / unit,
+    "chi_squared": lambda ours, theirs, diffusion, unit: torch.expm1(
+        2 * diffusion.output_kl(ours, theirs) / unit
+    ),
+    "velocity": lambda ours, theirs, diffusion, unit: (
+        (ours - theirs).square().flatten(1).sum(1) / unit
+    ),
 }
 
 NO_PENALTY = Penalty(weight=0.0)

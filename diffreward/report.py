@@ -16,8 +16,9 @@ from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
-from diffreward.charts import measure_charts, update_charts
+from diffreward.charts import measure_charts, reward_histogram, update_charts
 from diffreward.exhibits import spread, strips
+from diffreward.logos import logos
 from diffreward.record import TRAINED, Record, number
 
 
@@ -111,6 +112,8 @@ def write_report(folder: Path) -> Path:
         "warnings": warnings(record),
         "record": record,
         "measures": measure_charts(record),
+        "histogram": reward_histogram(record),
+        "logos": logos(record.galleries, ends),
         "ends": [*strips(record.galleries, ends, side=224, budget=3_000_000)],
         "strips": [*islice(strips(record.galleries, some, side=112, budget=1_000_000), 8)],
         "curves": update_charts(record),

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from torch import Generator
 from tqdm import tqdm
 
-from diffreward.loading import check_source
+from diffreward.loading import check_source, load_pipeline
 from diffreward.outcomes import Outcome, append, progress, read_outcomes
 from diffreward.random import stream
 from diffreward.reward import RewardFunction
@@ -76,7 +76,7 @@ class Steering:
 
     def load(self) -> DiffusionPipeline:
         """The pipeline on its device; its progress bar makes room for one over the prompts."""
-        pipe = DiffusionPipeline.from_pretrained(self.pipeline, dtype=getattr(torch, self.dtype))
+        pipe: DiffusionPipeline = load_pipeline(self.pipeline, dtype=getattr(torch, self.dtype))
         pipe.set_progress_bar_config(position=1, leave=False, disable=None)
         return pipe.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

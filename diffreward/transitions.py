@@ -150,8 +150,14 @@ class Categorical(Transition):
 
     def rsample(self, source: Source = None) -> Tensor:
         """One-hot in value, softmax in gradient: (B, L, V)."""
+        return self.relaxed(source, straight_through=True)
+
+    def relaxed(self, source: Source, straight_through: bool) -> Tensor:
+        """The Gumbel softmax of a draw, (B, L, V); its value is rounded if straight-through."""
         noisy = self.logits + self._gumbel(source).to(self.logits.dtype)
         soft = (noisy / self.temperature).softmax(-1)
+        if not straight_through:
+            return soft
         hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
         return hard + soft - soft.detach()
 
@@ -162,11 +168,15 @@ class Categorical(Transition):
     def kl(self, other: Transition) -> Tensor:
         if not isinstance(other, Categorical):
             raise TypeError(f"KL of a Categorical to a {type(other).__name__} is not defined")
+        return self.divergence(other).sum(-1).to(self.logits.dtype)
+
+    def divergence(self, other: Categorical) -> Tensor:
+        """The KL of each variable, (B, L) float64, in nats."""
         log_p, log_q = self.logits.log_softmax(-1), other.logits.log_softmax(-1)
         # Where p = 0 the term is 0 whatever q; the masked difference keeps the gradient finite.
         impossible = log_p == -torch.inf
         difference = (log_p.masked_fill(impossible, 0) - log_q.masked_fill(impossible, 0)).double()
-        return (log_p.double().exp() * difference).flatten(1).sum(1).to(log_p.dtype)
+        return (log_p.double().exp() * difference).sum(-1)
 
     def tilted(self, direction: Tensor) -> Categorical:
         return Categorical(self.logits + direction, self.temperature)

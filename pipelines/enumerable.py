@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffreward.diffusion import Condition, Diffusion, Step, Trajectory
@@ -135,6 +136,12 @@ class EnumerableChain(Diffusion):
         log_p = output.log_softmax(-1)
         error: Tensor = -(target * log_p.masked_fill(target == 0, 0)).sum(-1)
         return error.mean(-1)
+
+    def output_kl(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        return Categorical(ours).kl(Categorical(theirs))
+
+    def relaxed(self, x: Tensor) -> Tensor:
+        return F.one_hot(x, self.num_symbols).double() if x.ndim == 2 else x
 
     def decode(self, x: Tensor) -> Samples:
         """Tokens.

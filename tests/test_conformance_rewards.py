@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffreward.alphabets import PROTEIN
 from diffreward.conformance import check_reward
 from diffreward.random import stream
 from diffreward.reward import Constant, Reward, WeightedSum
 from diffreward.rewards.aesthetic import Aesthetic
+from diffreward.rewards.cached import Cached
 from diffreward.rewards.clip_score import ClipScore
+from diffreward.rewards.gc_content import GCContent
 from diffreward.rewards.jpeg import JpegCompressibility, JpegIncompressibility
+from diffreward.rewards.kmers import KmerSimilarity
+from diffreward.rewards.landscape import Landscape
+from diffreward.rewards.motifs import Motifs
+from diffreward.rewards.protein_properties import Hydropathy, InVivoStability, NetCharge
 from diffreward.rewards.uncertainty import PessimisticEnsemble, UncertaintyWeighted
 from diffreward.samples import Images, Samples, Tokens, Vectors
 
@@ -27,6 +34,8 @@ PROMPTS = [
 SAMPLES: dict[str, Samples] = {
     "images": Images(torch.rand(4, 3, 32, 32, generator=stream(0))),
     "tokens": Tokens(torch.randint(4, (4, 12), generator=stream(1)), "ACGT"),
+    "proteins": Tokens(torch.randint(20, (4, 12), generator=stream(3)), PROTEIN),
+    "sites": Tokens(torch.randint(4, (4, 3), generator=stream(4)), "ACGT"),
     "vectors": Vectors(torch.randn(4, 2, generator=stream(2))),
 }
 
@@ -92,6 +101,44 @@ def aesthetic(folder: Path) -> Reward:
     return Aesthetic(str(folder / "head.pth"), str(folder))
 
 
+def gc_content(folder: Path) -> Reward:
+    return GCContent(0.4)
+
+
+def kmer_similarity(folder: Path) -> Reward:
+    (folder / "real.fasta").write_text(">a\nACGTTGCATTGACC\n")
+    return KmerSimilarity(str(folder / "real.fasta"), k=2)
+
+
+def motifs(folder: Path) -> Reward:
+    rows = "0.7 0.1 0.1 0.1\n0.1 0.1 0.1 0.7\n0.2 0.2 0.5 0.1\n"
+    (folder / "motifs.meme").write_text(f"MEME version 4\nALPHABET= ACGT\nMOTIF x\n{rows}")
+    return Motifs(str(folder / "motifs.meme"), score="occupancy")
+
+
+def landscape(folder: Path) -> Reward:
+    return Landscape(torch.randn(64, generator=stream(5)), "ACGT")
+
+
+def cached(folder: Path) -> Reward:
+    return Cached(gc_content(folder), size=2)
+
+
+def hydropathy(folder: Path) -> Reward:
+    pytest.importorskip("Bio")
+    return Hydropathy()
+
+
+def in_vivo_stability(folder: Path) -> Reward:
+    pytest.importorskip("Bio")
+    return InVivoStability()
+
+
+def net_charge(folder: Path) -> Reward:
+    pytest.importorskip("Bio")
+    return NetCharge()
+
+
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
@@ -104,6 +151,14 @@ def aesthetic(folder: Path) -> Reward:
         (clip_score, "images"),
         (clip_score_of_digits, "images"),
         (aesthetic, "images"),
+        (gc_content, "tokens"),
+        (kmer_similarity, "tokens"),
+        (motifs, "tokens"),
+        (landscape, "sites"),
+        (cached, "tokens"),
+        (hydropathy, "proteins"),
+        (in_vivo_stability, "proteins"),
+        (net_charge, "proteins"),
     ],
 )
 def test_the_contract_is_kept(make: Callable[[Path], Reward], kind: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {
+    "alphabets",
     "enumeration",
     "random",
     "samples",
@@ -21,6 +22,9 @@ CORE = {
     "autoencoding",
     "pipeline_diffusion",
     "image_pipeline",
+    "unmasking",
+    "sequences",
+    "oracles",
 }
 FLOORS: dict[str, int] = {
     "__init__": 20,
@@ -34,8 +38,10 @@ FLOORS: dict[str, int] = {
     "run_folder": 0,
     "averaging": 0,
     "checks": 0,
+    "alphabets": 1,
     "charts": 1,
     "exhibits": 1,
+    "logos": 1,
     "model_card": 1,
     "processes": 1,
     "transitions": 1,
@@ -44,6 +50,7 @@ FLOORS: dict[str, int] = {
     "autoencoding": 1,
     "report": 2,
     "schedules": 2,
+    "unmasking": 2,
     "diffusion": 3,
     "prompts": 3,
     "policy": 4,
@@ -51,6 +58,9 @@ FLOORS: dict[str, int] = {
     "evaluation": 4,
     "conformance": 4,
     "preferences": 4,
+    "sequences": 4,
+    "oracles": 4,
+    "sequence_metrics": 4,
     "pipeline_diffusion": 4,
     "image_pipeline": 5,
     "steering": 4,

@@ -85,7 +85,7 @@ def test_divergences_are_those_of_the_densities(distance: Distance) -> None:
 )
 def test_distances_of_outputs(distance: Distance, of: object, reduction: str) -> None:
     penalty = Penalty(distance, reduction=reduction)  # type: ignore[arg-type]
-    found = penalty.between_predictions(APART + 5, torch.full_like(APART, 5))
+    found = penalty.between_predictions(APART + 5, torch.full_like(APART, 5), WORLD)
     expected = of(SQUARED / (3 if reduction == "mean" else 1))  # type: ignore[operator]
     torch.testing.assert_close(found, torch.tensor([expected, 0.0]), rtol=1e-5, atol=1e-6)
 
@@ -148,7 +148,7 @@ def apart_at_noise(policy: Policy, penalty: Penalty) -> Tensor:
         ours = policy.diffusion.predict(*arguments)
         with torch.no_grad(), policy.reference():
             theirs = policy.diffusion.predict(*arguments)
-        parts.append(penalty.between_predictions(ours, theirs))
+        parts.append(penalty.between_predictions(ours, theirs, policy.diffusion))
     return torch.stack(parts).mean()
 
 

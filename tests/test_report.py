@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffreward.charts import reward_histogram
 from diffreward.record import Change, Measure, Record
 from diffreward.report import summary, verdict, warnings, write_report
 
@@ -143,6 +145,26 @@ def test_numbers_that_are_none_are_reported(tmp_path: Path) -> None:
         "3 of 16 samples had no score, in update 1.",
     ]
     write_report(folder)
+
+
+def test_rewards_before_and_after_are_shown_as_histograms(run: Path) -> None:
+    record = Record.read(run)
+    svg = str(reward_histogram(record))
+    assert svg.count("var(--line)") >= 2
+    assert svg.count("var(--trained)") >= 2
+    assert "reward of the samples written down" in page_of(run)
+    shutil.rmtree(run / "samples/000000")
+    assert reward_histogram(Record.read(run)) is None
+    assert "reward of the samples written down" not in page_of(run)
+    write_samples(run, 0, [None, None])
+    assert reward_histogram(Record.read(run)) is None
+
+
+def test_equal_rewards_have_a_histogram(tmp_path: Path) -> None:
+    write_metrics(tmp_path, evaluation(0, reward=(1, 0, 2)), evaluation(1, reward=(1, 0, 2)))
+    for number in range(2):
+        write_samples(tmp_path, number, [1.0, 1.0])
+    assert reward_histogram(Record.read(tmp_path)) is not None
 
 
 def test_user_text_is_escaped(run: Path) -> None:

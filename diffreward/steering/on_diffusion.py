@@ -13,7 +13,7 @@ from diffreward.reward import RewardFunction
 from diffreward.steering.methods import Cost, SteeringMethod
 from diffreward.steering.result import Steered, choose
 from diffreward.steering.smc import smc
-from diffreward.steering.steered import SteeredDiffusion
+from diffreward.steering.steered import StateValue, SteeredDiffusion
 
 
 def steer_diffusion(
@@ -24,6 +24,7 @@ def steer_diffusion(
     seed: int = 0,
     rows: int = 64,
     progress: Callable[[int, int], None] | None = None,
+    value: StateValue | None = None,
 ) -> Steered:
     """Sample from a diffusion, steered towards a reward.
 
@@ -38,6 +39,7 @@ def steer_diffusion(
         seed: of all random numbers.
         rows: particles that go through the network at a time; bounds the memory.
         progress: called with the steps done and K after each step.
+        value: judges unfinished particles in place of the reward of their clean predictions.
 
     Raises:
         FloatingPointError: if no particle of a prompt got a score.
@@ -47,11 +49,12 @@ def steer_diffusion(
         raise ValueError("there is nothing to steer without prompts")
     settings, systems, start = method.settings(), range(len(prompts)), time.perf_counter()
     noise = [stream(seed, "steer", g, n) for g in systems for n in range(settings.particles)]
-    model = SteeredDiffusion(diffusion, reward, prompts, settings, noise, rows)
+    model = SteeredDiffusion(diffusion, reward, prompts, settings, noise, rows, value)
     particles = settings.particle_filter(
         len(prompts), [stream(seed, "resample", g) for g in systems]
     )
-    cloud = smc(model, particles, progress)
+    with diffusion.remembering() as spared:
+        cloud = smc(model, particles, progress)
     finished, rewards = cloud.x.samples, cloud.x.rewards.reshape(cloud.log_weights.shape)
     if finished is None:
         raise ValueError("only finished particles are a result")
@@ -65,6 +68,6 @@ def steer_diffusion(
         tuple(model.history),
         cloud,
         model.failures,
-        Cost(model.network_rows, model.scored_rows, time.perf_counter() - start),
+        Cost(model.network_rows - spared.rows, model.scored_rows, time.perf_counter() - start),
         finished,
     )

@@ -11,7 +11,7 @@ proposals: Kim et al. (2025), ICLR, arXiv:2501.05803, equation 13.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +26,12 @@ from diffreward.samples import Samples
 from diffreward.steering.guidance import gradient, move
 from diffreward.steering.methods import FKSteering
 from diffreward.steering.smc import FeynmanKac
+
+StateValue = Callable[[Tensor, int, Sequence[str]], Tensor]
+"""Judges states x_k, (n, *event), with k and their prompts: (n,), in units of reward, NaN = cannot.
+
+The soft value log E[exp(scale * reward(x_K)) | x_k] / scale is the best there is.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class SteeredDiffusion(FeynmanKac[Particles]):
         settings: N, scale, potential and when to score; the rest is for `smc`.
         source: random numbers of the chains; one generator per particle, or one for all.
         rows: particles that go through network, decoder and reward at a time.
+        value: judges unfinished particles in place of the reward of their clean predictions.
 
     Raises:
         ValueError: if the method goes back to earlier states, runs several rounds or draws tokens.
@@ -87,6 +94,7 @@ class SteeredDiffusion(FeynmanKac[Particles]):
         settings: FKSteering,
         source: Source = None,
         rows: int = 64,
+        value: StateValue | None = None,
     ) -> None:
         if settings.rounds > 1 or settings.returns or settings.draws > 1:
             raise ValueError(
@@ -98,7 +106,7 @@ class SteeredDiffusion(FeynmanKac[Particles]):
         self._condition, self._particles = diffusion.encode(prompts), settings.particles
         self._settings = settings
         self._scored = {*settings.scored_steps(diffusion.num_steps), diffusion.num_steps}
-        self._source, self._rows = source, rows
+        self._source, self._rows, self._value = source, rows, value
         self.network_rows, self.scored_rows = 0, 0
         self.history: list[tuple[int, Tensor]] = []
         self.failures = torch.zeros(len(prompts), dtype=torch.int64)
@@ -158,12 +166,16 @@ class SteeredDiffusion(FeynmanKac[Particles]):
         self.network_rows += len(block)
         guided = t in self._scored and self._settings.guidance > 0
         with torch.set_grad_enabled(guided):
-            states.requires_grad_(guided)
+            if guided:
+                states = self._diffusion.relaxed(states).requires_grad_()
             step = self._diffusion.step(states, t, condition)
             if t not in self._scored:
                 return step, None, states.new_empty(0), None
             batch = self._diffusion.decode(step.clean)
-            rewards = score(self._reward, batch, condition.prompts)
+            if self._value is None:
+                rewards = score(self._reward, batch, condition.prompts)
+            else:
+                rewards = self._value(states, t, condition.prompts)
             push = None
             if guided:
                 pull = self._settings.pull(t, self.num_moves)

@@ -19,7 +19,12 @@ from torch import Generator, Tensor
 
 from diffreward.random import Source, stream
 
-COPIES = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+COPIES = (
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "num_waveforms_per_prompt",
+    "num_sequences_per_prompt",
+)
 """How many outputs of one prompt are asked for: each is a system of its own."""
 
 ROWS = ("prompt_embeds", "class_labels", "image_embeds", "input_ids", "image", "video")
@@ -73,6 +78,9 @@ def expand(
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             given |= given.pop(name, {})
+    prompt = signature.parameters.get("prompt")
+    if prompt is not None and isinstance(prompt.default, str):
+        given.setdefault("prompt", prompt.default)
     copies = 1
     for name in COPIES:
         if name in signature.parameters:

@@ -19,6 +19,7 @@ NETWORKS = (
     "transformer",
     "transformer_2",
     "transformer_3",
+    "denoiser",
     "prior",
     "decoder",
     "dit",

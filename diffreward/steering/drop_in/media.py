@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffreward.samples import Audio, Images, Samples, Texts, Videos
+from diffreward.alphabets import ids_of
+from diffreward.samples import Audio, Images, Samples, Texts, Tokens, Videos
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -55,6 +56,8 @@ _RATES = ("output_sampling_rate", "sampling_rate", "sample_rate")
 
 def read_media(pipe: DiffusionPipeline, output: Any) -> Samples:
     """The images, videos, sounds or texts that the pipeline returned, in this order of preference.
+
+    Strings and ids of a pipeline with an attribute `alphabet` are sequences: `Tokens`.
 
     Torch tensors keep their device, dtype and gradient; PIL images and numpy arrays come on the
     CPU. Grey pictures become RGB. A video that comes with sound is read without it.
@@ -171,17 +174,23 @@ def _read_audio(pipe: DiffusionPipeline, value: Any) -> Audio | None:
     return Audio(waves, int(rates[0])) if rates else None
 
 
-def _read_texts(pipe: DiffusionPipeline, value: Any) -> Texts | None:
+def _read_texts(pipe: DiffusionPipeline, value: Any) -> Texts | Tokens | None:
+    """Strings; those of a pipeline with an alphabet are sequences over it."""
     if not isinstance(value, list) or {type(text) for text in value} != {str}:
         return None
-    return Texts(tuple(value))
+    alphabet = _components(pipe).get("alphabet")
+    if alphabet is None:
+        return Texts(tuple(value))
+    return Tokens(torch.tensor(ids_of(value, alphabet)), alphabet)
 
 
-def _read_sequences(pipe: DiffusionPipeline, value: Any) -> Texts | None:
+def _read_sequences(pipe: DiffusionPipeline, value: Any) -> Texts | Tokens | None:
     """Token ids (B, L), read to their first end of a sequence, as the pipelines decode them."""
     if not isinstance(value, Tensor) or value.ndim != 2 or value.is_floating_point():
-        return None
+        return _read_texts(pipe, value)
     components = _components(pipe)
+    if "alphabet" in components:
+        return Tokens(value, components["alphabet"])
     tokenizer, processor = components.get("tokenizer"), components.get("processor")
     if tokenizer is None and processor is not None:
         tokenizer = processor.tokenizer

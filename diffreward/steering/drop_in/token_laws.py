@@ -1,6 +1,6 @@
 """What the schedulers of discrete tokens draw clean tokens from, and whether they draw at all.
 
-Source: the `step` of each class in diffusers 0.42.
+Source: the `step` of each class in diffusers 0.42, and of `MaskedDiffusionScheduler` here.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ def _vq_diffusion(scheduler: Any, arguments: Arguments) -> Tensor:
     return law
 
 
+def _masked_diffusion(scheduler: Any, arguments: Arguments) -> Tensor:
+    law: Tensor = scheduler.clean_log_probs(arguments["model_output"], arguments["sample"])
+    return law.float().exp()
+
+
 # Whether the scheduler draws random numbers of its own.
 
 
@@ -88,6 +93,22 @@ def _refines_or_renoises(scheduler: Any, arguments: Arguments) -> bool:
     return arguments["mask_token_id"] is None or _refines_by_chance(scheduler, arguments)
 
 
+# How many steps come before this one.
+
+
+def _counting_up(scheduler: Any, arguments: Arguments) -> int:
+    return int(arguments["timestep"])
+
+
+def _counting_down(scheduler: Any, arguments: Arguments) -> int:
+    return len(scheduler.timesteps) - 1 - int(arguments["timestep"])
+
+
+def _by_time(scheduler: Any, arguments: Arguments) -> int:
+    number: int = scheduler.index_for_timestep(arguments["timestep"])
+    return number
+
+
 @dataclass(frozen=True)
 class Family:
     """How a class of schedulers steps tokens.
@@ -95,13 +116,14 @@ class Family:
     Args:
         clean: the law of clean tokens, (B, *event, V) float32, given the arguments of a step.
         noise: whether the step draws random numbers of its own.
-        counts_down: whether the last step has number 0.
-        text: whether the tokens are those of a text; others stand for patches of an image.
+        number: of the step among those of a block, from 0.
+        text: whether the tokens are what the pipeline returns, such as a text; others stand for
+            patches of an image.
     """
 
     clean: Callable[[Any, Arguments], Tensor]
     noise: Callable[[Any, Arguments], bool] = _always
-    counts_down: bool = False
+    number: Callable[[Any, Arguments], int] = _counting_up
     text: bool = True
 
 
@@ -109,8 +131,9 @@ _FAMILIES = {
     "BlockRefinementScheduler": Family(_block_refinement, _refines_or_renoises),
     "DiscreteDDIMScheduler": Family(_discrete_ddim),
     "EntropyBoundScheduler": Family(_entropy_bound),
-    "AmusedScheduler": Family(_amused, counts_down=True, text=False),
-    "VQDiffusionScheduler": Family(_vq_diffusion, counts_down=True, text=False),
+    "AmusedScheduler": Family(_amused, number=_counting_down, text=False),
+    "VQDiffusionScheduler": Family(_vq_diffusion, number=_counting_down, text=False),
+    "MaskedDiffusionScheduler": Family(_masked_diffusion, number=_by_time),
 }
 
 

@@ -57,9 +57,7 @@ class TokenRoute:
 
     def arrives(self, call: int, arguments: Arguments) -> bool:
         """Whether a call steps from a state that has not been there before."""
-        steps, step = len(self._scheduler.timesteps), int(arguments["timestep"])
-        if self._of.counts_down:
-            step = steps - 1 - step
+        steps, step = len(self._scheduler.timesteps), self._of.number(self._scheduler, arguments)
         self._block += step == 0
         k = self._block * steps + min(step, steps - 1)
         if k <= self._furthest:

@@ -1,0 +1,1 @@
+"""Masked diffusion of sequences as objects of diffusers: scheduler, denoisers, pipeline."""

@@ -1,0 +1,79 @@
+"""A reward that remembers: equal samples are scored once, in a batch and from call to call.
+
+Steering with discrete diffusion asks for the same sequences again and again: most candidates of a
+step equal each other or their parent. Where the reward is an oracle or a laboratory's queue, what
+counts is how many different sequences it has seen.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffreward.reward import Reward, RewardFunction, score
+from diffreward.samples import Samples
+
+
+class Cached(Reward):
+    """The scores of another reward, asked once for each different pair of sample and prompt.
+
+    Samples of symbols or strings are remembered. Those with floating-point numbers (pictures,
+    relaxed tokens) go straight through, with their gradient: two of them are hardly ever equal. A
+    sample without a score is not remembered, and is tried again when it comes again.
+
+    The reward must depend on nothing but the sample and its prompt.
+
+    Args:
+        reward: of which at most one call is made per batch, with the new samples only.
+        size: scores to remember; those not asked for the longest are forgotten first.
+
+    Raises:
+        ValueError: if nothing could be remembered.
+    """
+
+    def __init__(self, reward: Reward | RewardFunction, size: int = 100_000) -> None:
+        if size < 1:
+            raise ValueError(f"size is at least 1, got {size}")
+        self.reward = reward
+        self.size = size
+        self._remembered: OrderedDict[Hashable, float] = OrderedDict()
+
+    def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
+        if any(isinstance(v, Tensor) and v.is_floating_point() for v in vars(samples).values()):
+            return score(self.reward, samples, prompts)
+        keys = _keys(samples, prompts)
+        known = {key: self._remembered[key] for key in keys if key in self._remembered}
+        rows = {key: row for row, key in reversed([*enumerate(keys)]) if key not in known}
+        if rows:
+            new = sorted(rows.values())
+            chosen = samples[torch.tensor(new, device=samples.device)]
+            scores = score(self.reward, chosen, [prompts[row] for row in new])
+            known |= zip((keys[row] for row in new), scores.tolist(), strict=True)
+        self._remember(keys, known)
+        return torch.tensor([known[key] for key in keys], device=samples.device)
+
+    def _remember(self, keys: Sequence[Hashable], known: dict[Hashable, float]) -> None:
+        for key in keys:
+            if known[key] == known[key]:
+                self._remembered[key] = known[key]
+                self._remembered.move_to_end(key)
+        while len(self._remembered) > self.size:
+            self._remembered.popitem(last=False)
+
+
+def _keys(samples: Samples, prompts: Sequence[str]) -> list[Hashable]:
+    """What tells each sample and its prompt from all others."""
+    columns = [_column(value, len(prompts)) for value in vars(samples).values()]
+    return [(type(samples), *row) for row in zip(prompts, *columns, strict=True)]
+
+
+def _column(value: Any, rows: int) -> Sequence[Hashable]:
+    """The content of a field of samples, one entry per sample."""
+    if isinstance(value, Tensor):
+        kind = (value.dtype, value.shape[1:])
+        return [(kind, row.tobytes()) for row in value.cpu().numpy()]
+    return value if isinstance(value, tuple) else [value] * rows
