@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
@@ -39,14 +40,18 @@ PROMPTS, SAMPLES, EACH = 16, 8, 4
 """Prompts per update, samples of each; samples of each held-out prompt."""
 TRAINING = Training(learning_rate=3e-3, ema_decay=0.9, rows=128)
 """Of all methods alike; the rate is constant, so that a budget does not change what came before."""
+OWN = Path("benchmarks/digits")
+"""What some methods need instead: files called as their classes."""
 BEST_OF = (1, 2, 4, 8, 16)
 HEAD = f"""# Fine-tuning the bundled model by every method
 
 Made by `python benchmarks/methods.py`: the model, reward and adapters of the demonstration, each
 method with its defaults, and for all the same AdamW at {TRAINING.learning_rate}, average of weights
-({TRAINING.ema_decay}), {PROMPTS} prompts x {SAMPLES} samples per update. A run is measured when it
-has spent its budget of denoiser rows (all that enter the network: sampling, both passes and what is
-computed again), and again when it has spent that of seconds (of one CPU core).
+({TRAINING.ema_decay}), {PROMPTS} prompts x {SAMPLES} samples per update. What `benchmarks/digits`
+has of a method holds for it; where that is another number of denoising steps the row says what the
+model was worth with it before training. A run is measured when it has spent its budget of denoiser
+rows (all that enter the network: sampling, both passes and what is computed again), and again when
+it has spent that of seconds (of one CPU core).
 
 Means over seeds ± standard error over seeds, on {EACH} samples of each of 112 held-out prompts.
 Reward: the CLIP score that was trained on. All right: an independent judge sees digit, ink and
@@ -57,10 +62,12 @@ mean square distance of the pixels of two samples of one prompt.
 
 
 def parts(method: str) -> Any:
-    """Model, reward and prompts of the demonstration, and a method with its defaults."""
-    parser = training_parser()
-    arguments = ["--config", "configs/demo.yaml"]
-    if method:
+    """Model, reward and prompts of the demonstration, and a method with its settings."""
+    parser, own = training_parser(), OWN / f"{method}.yaml"
+    arguments = ["--config", "configs/demo.yaml", "--learning_rate", str(TRAINING.learning_rate)]
+    if own.is_file():
+        arguments += ["--config", str(own)]
+    elif method:
         arguments += ["--algorithm", method]
     return instantiate(parser, parse(parser, arguments))
 
@@ -104,18 +111,21 @@ def spread(pixels: Tensor) -> float:
 def run(name: str, seed: int, rows: int, seconds: float) -> dict[str, Any]:
     """Train until both budgets are spent; measure when each is."""
     made = parts(name)
+    training = replace(TRAINING, learning_rate=made.learning_rate)
     policy = LoRA(made.adaptation.rank, targets=made.adaptation.targets).attach(
         made.diffusion, TRAINING.rows, seed
     )
-    learner = Learner(policy, TRAINING, Processes(TRAINING).accelerator)
+    learner = Learner(policy, training, Processes(training).accelerator)
     counted, prompts = Rows(policy.diffusion.network), read_prompts(made.prompts)
     found: dict[str, Any] = {"method": name, "seed": seed}
+    found["steps"] = policy.diffusion.num_steps
+    found["before"] = measures(policy, made.reward, seed)
     spent, trained, update = 0.0, 0, 0
     while not {"rows", "seconds"} <= found.keys():
         update += 1
         start, counted.count = time.process_time(), 0
         batch = Batch(prompts_of_update(prompts, update, PROMPTS, seed), SAMPLES, seed, update)
-        learn(made.algorithm, policy, learner, made.reward, batch)
+        learn(made.algorithm, policy, learner, made.reward, batch, made.learning_rate)
         spent, trained = spent + time.process_time() - start, trained + counted.count
         for budget, done in (("rows", trained >= rows), ("seconds", spent >= seconds)):
             if done and budget not in found:
@@ -126,14 +136,19 @@ def run(name: str, seed: int, rows: int, seconds: float) -> dict[str, Any]:
 
 
 def learn(
-    algorithm: Algorithm, policy: Policy, learner: Learner, reward: RewardFunction, batch: Batch
+    algorithm: Algorithm,
+    policy: Policy,
+    learner: Learner,
+    reward: RewardFunction,
+    batch: Batch,
+    rate: float,
 ) -> None:
     """One update, as the training loop makes it."""
     experience = algorithm.collect(policy, reward, batch)
     for inner_step in range(algorithm.inner_steps):
         metrics = learner.accumulate(algorithm.losses(policy, experience, inner_step), 1.0)
         learner.gradient_norm()
-        learner.step(TRAINING.rate(batch.update))
+        learner.step(rate)
     if algorithm.penalty.weight:
         algorithm.penalty.adapt(policy, metrics["penalty"])
 
@@ -182,7 +197,16 @@ def table(folder: Path) -> Iterator[str]:
                 *map(fmean, zip(*(s["at"] for s in same), strict=True)),
             ]
             cells = [*_cells(same), *(f"{value:.0f}" for value in cost)]
-            yield f"| {name} | {' | '.join(cells)} |"
+            yield f"| {name}{_before(runs, name)} | {' | '.join(cells)} |"
+
+
+def _before(runs: list[dict[str, Any]], name: str) -> str:
+    """What the model was worth, of a method that samples in its own number of steps."""
+    same = [found for found in runs if found["method"] == name and found.get("steps", 4) != 4]
+    if not same:
+        return ""
+    reward, right = (fmean(found["before"][m] for found in same) for m in ("reward", "right"))
+    return f" ({same[0]['steps']} steps, before {reward:.3f} and {right:.3f})"
 
 
 def _mean(runs: list[dict[str, Any]], name: str) -> float:

@@ -1,4 +1,4 @@
-"""The command `diffreward`: train, steer, evaluate, env."""
+"""The command `diffreward`: train, steer, evaluate, pretrain, env."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from diffreward.config import (
     instantiate,
     new_parser,
     parse,
+    pretraining_parser,
     training_parser,
     with_method_class,
 )
@@ -33,6 +34,7 @@ USAGE = """usage: diffreward COMMAND [options]
   train      fine-tune a model towards a reward, as a configuration file says
   steer      sample from a pipeline under the pull of a reward, without training
   evaluate   sample from a model and measure
+  pretrain   train a masked diffusion model on DNA, RNA or protein sequences
   env        versions and devices, for bug reports
 
 `diffreward COMMAND --help` lists the options of a command."""
@@ -41,7 +43,13 @@ USAGE = """usage: diffreward COMMAND [options]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name; exits with 2 on a mistake of the user."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": train, "steer": steer, "evaluate": evaluate, "env": env}
+    commands = {
+        "train": train,
+        "steer": steer,
+        "evaluate": evaluate,
+        "pretrain": pretrain,
+        "env": env,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return
@@ -172,6 +180,34 @@ def _add_sampling(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--rows", type=int, default=64, help="most samples at a time")
     parser.add_argument("--output", type=str, required=True, help="folder of samples and scores")
+
+
+def pretrain(arguments: Sequence[str]) -> None:
+    """Train a pipeline of sequences from random weights, then print its bound."""
+    import torch
+
+    from diffreward.sequences import pretraining
+    from diffreward.sequences.data import SequenceFiles
+    from diffreward.sequences.pipeline import MaskedDiffusionPipeline
+    from diffreward.sequences.scheduler import MaskedDiffusionScheduler
+    from diffreward.sequences.settings import Pretraining
+
+    parser = pretraining_parser()
+    config = parse(parser, arguments)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        made = instantiate(parser, config)
+    try:
+        settings = Pretraining(**{field.name: made[field.name] for field in fields(Pretraining)})
+        files = SequenceFiles(**{field.name: made[field.name] for field in fields(SequenceFiles)})
+        corpus = files.read()
+        print(corpus.text())
+        scheduler = MaskedDiffusionScheduler(len(corpus.alphabet), made.noise)
+        pipeline = MaskedDiffusionPipeline(made.denoiser, scheduler, corpus.alphabet, corpus.length)
+        found = pretraining.pretrain(pipeline, corpus, settings, identity(parser, config))
+    except (ImportError, TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    print(f"{found.text()}\n\npipeline: {found.folder}")
 
 
 def env(arguments: Sequence[str]) -> None:

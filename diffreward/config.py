@@ -14,7 +14,7 @@ import pkgutil
 import re
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 from yaml import YAMLError
@@ -50,6 +50,10 @@ METHODS = {
 """How steering methods are called on a command line, where their classes' names do as well."""
 
 
+DENOISERS = ("ConvDenoiser", "TransformerDenoiser")
+"""The networks that can be trained on sequences alone."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be turned into objects; the message says where and why."""
 
@@ -66,6 +70,31 @@ def training_parser() -> ArgumentParser:
     parser.add_subclass_arguments(Adaptation, "adaptation", required=True, help="what is trained")
     parser.set_defaults({"adaptation": {"class_path": "diffreward.policy.LoRA"}})
     parser.add_class_arguments(Evaluation, "evaluation")
+    return parser
+
+
+def pretraining_parser() -> ArgumentParser:
+    """The parser of `diffreward pretrain`; one seed is that of the split and of the training."""
+    from diffusers import ModelMixin
+
+    import diffreward.sequences.denoisers  # noqa: F401 - by its import a class is known by name
+    from diffreward.sequences.data import SequenceFiles
+    from diffreward.sequences.settings import Pretraining
+
+    parser = new_parser("Train a masked diffusion model on sequences, from random weights.")
+    parser.add_class_arguments(SequenceFiles, skip={"seed"})
+    parser.add_class_arguments(Pretraining)
+    parser.add_subclass_arguments(
+        ModelMixin, "denoiser", required=True, help=f"{', '.join(DENOISERS)}, or a class"
+    )
+    parser.set_defaults({"denoiser": {"class_path": "ConvDenoiser"}})
+    parser.add_argument(
+        "--noise",
+        type=Literal["log_linear", "cosine"],
+        default="log_linear",
+        help="how the share of masked symbols grows; the bound does not depend on it",
+    )
+    parser.link_arguments("alphabet", "denoiser.init_args.vocab_size", compute_fn=len)
     return parser
 
 
@@ -182,6 +211,7 @@ def _names(parser: ArgumentParser) -> Iterator[str]:
         yield action.dest
         yield action.dest.split(".")[-1]
     yield from METHODS
+    yield from DENOISERS
     bases: list[type] = [Algorithm, Adaptation, Diffusion, Preferences, Reward, SteeringMethod]
     while bases:
         cls = bases.pop()

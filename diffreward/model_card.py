@@ -13,7 +13,7 @@ from diffreward.record import Change
 
 _LORA, _PIPELINE = "pytorch_lora_weights.safetensors", "model_index.json"
 _PEFT = "adapter_model.safetensors"
-_CODE = ("network", "usage", "task")
+_CODE = ("loader", "network", "usage", "task")
 """Settings that are for the code and the header, not for the table."""
 _SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
 
@@ -37,8 +37,9 @@ def write_model_card(
         before: mean, error and n of each measure for the base model.
         after: the same for these weights.
         settings: of the samples that were measured: base_model, a hub id or a folder; sampler,
-            "ddim" or "ddpm"; network, the pipeline's component that was trained; usage, the line of
-            Python that samples; task, as the hub names it; anything else is only listed.
+            "ddim" or "ddpm"; loader, the class of the pipeline if it is not diffusers' own;
+            network, its component that was trained; usage, the line of Python that samples; task,
+            as the hub names it; anything else is only listed.
 
     Returns:
         The card.
@@ -96,11 +97,12 @@ def _usage(folder: Path, base: str, settings: Mapping[str, object]) -> list[str]
     else:
         return []
     scheduler = _SCHEDULERS.get(str(settings.get("sampler")))
+    library, loader = str(settings.get("loader", "diffusers.DiffusionPipeline")).split(".")
     lines = [
-        "from diffusers import " + ", ".join(filter(None, [scheduler, "DiffusionPipeline"])),
+        f"from {library} import " + ", ".join(filter(None, [scheduler, loader])),
         *["from peft import PeftModel"] * (folder / _PEFT).is_file(),
         "",
-        f"pipe = DiffusionPipeline.from_pretrained({source})",
+        f"pipe = {loader}.from_pretrained({source})",
         *[f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)"] * bool(scheduler),
         *adapter,
         str(settings["usage"]),

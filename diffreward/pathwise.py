@@ -9,8 +9,8 @@ draws are straight-through. The first steps run without a graph, the others may 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -187,13 +187,31 @@ def _path(
     penalised = _penalised(policy.diffusion, chains.steps) if penalty.weight else ()
     distance = torch.zeros(len(rows), device=x.device)
     for k in chains.steps:
-        step = _evaluate(policy, x, k, condition, checkpointing, of_reference=False)
+        step = _evaluate(policy, x, k, condition, checkpointing)
         if k in penalised:
-            theirs = _evaluate(policy, x, k, condition, checkpointing, of_reference=True)
-            apart = penalty.between_steps(step, theirs, policy.diffusion, k)
+            apart = _apart(policy, penalty, step, x, k, condition)
             distance = distance + apart / (len(penalised) if penalty.reduction == "mean" else 1)
         x = (outcome if k == chains.steps[-1] else drawn)(step, noise)
     return x, distance
+
+
+def _apart(
+    policy: Policy, penalty: Penalty, step: Step, x: Tensor, k: int, condition: Condition
+) -> Tensor:
+    """The distance of a step from the reference's at the same states, (n,), to differentiate once.
+
+    What reaches the states through the reference is found here and now, so that its evaluation is
+    not held, nor repeated, until the backward pass.
+    """
+    state = x.detach().requires_grad_(x.requires_grad)
+    with policy.reference(), torch.set_grad_enabled(x.requires_grad):
+        theirs = policy.diffusion.step(state, k, condition)
+    apart = penalty.between_steps(step, theirs.detach(), policy.diffusion, k)
+    if not x.requires_grad:
+        return apart
+    through = penalty.between_steps(step.detach(), theirs, policy.diffusion, k)
+    (push,) = torch.autograd.grad(through.sum(), state)
+    return apart + (push * (x - x.detach())).flatten(1).sum(1)
 
 
 def _penalised(diffusion: Diffusion, steps: range) -> Sequence[int]:
@@ -201,18 +219,7 @@ def _penalised(diffusion: Diffusion, steps: range) -> Sequence[int]:
     return [k for k in diffusion.stochastic_steps if k in steps] or steps
 
 
-def _evaluate(
-    policy: Policy,
-    x: Tensor,
-    k: int,
-    condition: Condition,
-    checkpointing: bool,
-    of_reference: bool,
-) -> Step:
-    def evaluate(x: Tensor) -> Step:
-        # Inside, because the backward pass evaluates again.
-        with policy.reference() if of_reference else nullcontext():
-            return policy.diffusion.step(x, k, condition)
-
+def _evaluate(policy: Policy, x: Tensor, k: int, condition: Condition, checkpointing: bool) -> Step:
+    evaluate = partial(policy.diffusion.step, k=k, condition=condition)
     step: Step = checkpoint(evaluate, x, use_reentrant=False) if checkpointing else evaluate(x)
     return step

@@ -117,14 +117,19 @@ _BETWEEN_STEPS: Mapping[Distance, Callable[[Step, Step, Diffusion, int, int], Te
     "chi_squared": _chi_squared,
     "velocity": _velocity,
 }
+
+
+def _between_velocities(ours: Tensor, theirs: Tensor, diffusion: Diffusion, unit: int) -> Tensor:
+    _ = diffusion.levels  # Tokens have none, and say so.
+    return (ours - theirs).square().flatten(1).sum(1) / unit
+
+
 _BETWEEN_OUTPUTS: Mapping[Distance, Callable[[Tensor, Tensor, Diffusion, int], Tensor]] = {
     "kl": lambda ours, theirs, diffusion, unit: diffusion.output_kl(ours, theirs) / unit,
     "chi_squared": lambda ours, theirs, diffusion, unit: torch.expm1(
         2 * diffusion.output_kl(ours, theirs) / unit
     ),
-    "velocity": lambda ours, theirs, diffusion, unit: (
-        (ours - theirs).square().flatten(1).sum(1) / unit
-    ),
+    "velocity": _between_velocities,
 }
 
 NO_PENALTY = Penalty(weight=0.0)

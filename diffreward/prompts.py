@@ -17,6 +17,8 @@ Item = TypeVar("Item")
 def read_prompts(prompts: str | Path | Sequence[str]) -> list[str]:
     """The prompts themselves, or those of a text file: one per line, blank lines skipped.
 
+    In a list, an empty prompt is one: of what asks for nothing in particular.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if there is no prompt.
@@ -25,11 +27,11 @@ def read_prompts(prompts: str | Path | Sequence[str]) -> list[str]:
         path = Path(prompts)
         if not path.is_file():
             raise FileNotFoundError(f"there is no prompts file {prompts}; it has a prompt per line")
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found = [prompt for line in lines if (prompt := line.strip())]
         where = f"the prompts file {prompts}"
     else:
         found, where = list(prompts), "the list of prompts"
-    found = [prompt for prompt in found if prompt]
     if not found:
         raise ValueError(f"{where} is empty; training and evaluation need at least one prompt")
     return found

@@ -79,32 +79,12 @@ class Unmasking(Transition):
         per_position = self._divergence(other)
         return (self._weights()[..., -1] * per_position).sum(-1).to(self.logits.dtype)
 
-    def released_kl(self, other: Transition) -> Tensor:
-        """What the authors' code of DRAKES takes for the KL, (B,); not a divergence.
-
-        Its terms have the weights of the symbols that are there in place of the mask's, so that it
-        is 0 at hard states, where either the mask or the divergence is missing. Their sum over
-        steps is in units of one step of a uniform grid.
-        """
-        log_p, log_q = self._revealing(self), self._revealing(self._same_kind(other))
-        p, q = log_p.exp(), log_q.exp()
-        now = self._weights()
-        there = (1 - now[..., -1:]) * now[..., :-1]
-        stays = self.logits.log_softmax(-1)[..., -1:].exp()
-        terms = there * (1 - stays) * (q - p + p * (log_p - log_q))
-        return terms.flatten(1).sum(1)
-
     def tilted(self, direction: Tensor) -> Unmasking:
         return Unmasking(self.state, self.logits + direction, self.temperature, self.relaxation)
 
     def _divergence(self, other: Transition) -> Tensor:
         ours, theirs = self.logits, self._same_kind(other).logits
         return Categorical(ours).divergence(Categorical(theirs))
-
-    @staticmethod
-    def _revealing(law: Unmasking) -> Tensor:
-        """Log-probabilities of the symbols if a position is revealed, (B, L, V)."""
-        return law.logits[..., :-1].log_softmax(-1)
 
     @staticmethod
     def _same_kind(other: Transition) -> Unmasking:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diffreward.diffusion import Condition, Diffusion, Spared, Step
 from diffreward.loading import check_source, load_pipeline
+from diffreward.pipeline_diffusion import save_peft
 from diffreward.random import Source
 from diffreward.samples import Samples, Tokens, tokens
 from diffreward.sequences.memory import Memory
@@ -119,8 +120,18 @@ class MaskedDiffusion(Diffusion):
 
     @property
     def settings(self) -> Mapping[str, object]:
-        others = {"temperature": self._temperature, "relaxation": self._relaxation}
-        return {**super().settings, "pipeline": str(self._source), **others}
+        pipe = self.pipeline
+        base = self._source if isinstance(self._source, str) else pipe.config["_name_or_path"]
+        return {
+            **super().settings,
+            "base_model": base,
+            "loader": f"diffreward.{type(pipe).__name__}",
+            "network": "denoiser",
+            "temperature": self._temperature or pipe.scheduler.config.temperature,
+            "relaxation": self._relaxation,
+            "usage": f"sequences = pipe(num_inference_steps={self._steps}).sequences",
+            "task": "other",
+        }
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         return Condition(tuple(prompts), self.pipeline.encode_prompt(list(prompts)))
@@ -198,6 +209,12 @@ class MaskedDiffusion(Diffusion):
     def to(self, device: torch.device | str) -> None:
         self.pipeline.to(device)
 
+    def save_adapter(
+        self, folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]
+    ) -> None:
+        """As PEFT loads them."""
+        save_peft(folder, weights, config)
+
     def save_network(self, folder: Path) -> None:
         """Write the whole pipeline: it is small, and users load it at once."""
         self.pipeline.save_pretrained(folder)
@@ -247,4 +264,5 @@ class MaskedDiffusion(Diffusion):
         logits: Tensor = self.network(state, times, **given).logits
         settings = self.pipeline.scheduler.config
         temperature = self._temperature or settings.temperature
-        return sharpened(logits.float(), temperature, settings.nucleus)
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return sharpened(precise, temperature, settings.nucleus)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from diffreward.rewards.site_profile import SiteProfile
     from diffreward.rewards.stability import ProteinStability
     from diffreward.rewards.uncertainty import PessimisticEnsemble, UncertaintyWeighted
+    from diffreward.rewards.variant_effects import VariantEffects
 
 _HOME = {
     "Aesthetic": "aesthetic",
@@ -58,6 +59,7 @@ _HOME = {
     "SiteProfile": "site_profile",
     "TFBinding": "landscape",
     "UncertaintyWeighted": "uncertainty",
+    "VariantEffects": "variant_effects",
 }
 
 __all__ = [
@@ -88,6 +90,7 @@ __all__ = [
     "SiteProfile",
     "TFBinding",
     "UncertaintyWeighted",
+    "VariantEffects",
 ]
 
 

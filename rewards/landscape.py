@@ -21,7 +21,7 @@ from torch import Tensor
 from diffreward.alphabets import DNA, PROTEIN, ids_of, one_hot
 from diffreward.enumeration import number
 from diffreward.reward import Reward
-from diffreward.samples import Samples
+from diffreward.samples import Samples, tokens
 
 _WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
 _SITES = [38, 39, 40, 53]
@@ -55,7 +55,10 @@ class Landscape(Reward):
         Raises:
             ValueError: if the samples are of another length.
         """
-        return self.mean(one_hot(samples, self.alphabet))
+        weights = one_hot(samples, self.alphabet)
+        if weights.shape[1] == self.length and tokens(samples).ndim == 2:
+            return self.table.to(weights.device)[number(weights.argmax(2), len(self.alphabet))]
+        return self.mean(weights)
 
     def mean(self, weights: Tensor) -> Tensor:
         """The mean reward of independent letters, (B, L, V) -> (B,)."""

@@ -13,7 +13,10 @@ def test_prompts_are_the_lines_that_are_not_blank(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a cat \n\n  \na dög\n", encoding="utf-8")
     assert read_prompts(str(file)) == ["a cat", "a dög"]
-    assert read_prompts(["one", "", "two"]) == ["one", "two"]
+
+
+def test_an_empty_prompt_of_a_list_is_a_prompt() -> None:
+    assert read_prompts(["one", "", "two"]) == ["one", "", "two"]
 
 
 def test_missing_and_empty_prompts_are_refused(tmp_path: Path) -> None:

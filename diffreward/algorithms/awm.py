@@ -93,7 +93,8 @@ class AWM(Algorithm[Finished]):
             log_ratio = t * (surrogate(error, self.power) - surrogate(before, self.power))
             loss = clipped_surrogate(log_ratio, advantage[rows], self.clip)
             if average is not None:
-                apart = (output - average[column][rows]).square().flatten(1).mean(1)
+                # The mean square of what separates unit Gaussians, and defined for tokens as well.
+                apart = 2 * diffusion.output_kl(output, average[column][rows]) / output[0].numel()
                 loss = loss + self.average_weight * apart
             return loss
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from diffreward.enumeration import joint, number, sequences
 from diffreward.sequences.denoisers.interface import DenoiserOutput
-from diffreward.sequences.landscape import completions, length_of
+from diffreward.sequences.tilted_law import completions, length_of
 
 
 class TableDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A table of logits for each state, trainable; what any denoiser of short sequences can be.
+    """A trainable table of logits for each state, that any denoiser of short sequences is.
 
-    Of relaxed states its logits are multilinear.
+    It is not told the time. Of relaxed states its logits are multilinear.
 
     Args:
         vocab_size: V.
@@ -34,12 +34,8 @@ class TableDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(
-        self, vocab_size: int = 4, length: int = 3, time_conditioning: bool = False
-    ) -> None:
+    def __init__(self, vocab_size: int = 4, length: int = 3) -> None:
         super().__init__()
-        if time_conditioning:
-            raise ValueError("a table has no time")
         self.table = nn.Parameter(torch.zeros((vocab_size + 1) ** length, length, vocab_size))
 
     def forward(

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+import diffreward.sequences.denoisers  # noqa: F401 - diffusers loads only what has been imported
 from diffreward.alphabets import DNA, ids_of
 from diffreward.random import Source
 from diffreward.samples import Tokens
@@ -164,7 +165,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         # How diffusers finds the class of a pipeline that is not its own.
         own = type(self)
-        (folder / "pipeline.py").write_text(f"from {own.__module__} import {own.__name__}\n")
+        (folder / "pipeline.py").write_text(
+            f'"""The class of this pipeline."""\n\nfrom {own.__module__} import {own.__name__}\n'
+        )
         super().save_pretrained(str(folder), *args, **kwargs)
 
     def _evaluations(self, encoded: Mapping[str, Tensor]) -> Evaluations:

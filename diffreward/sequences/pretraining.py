@@ -65,7 +65,7 @@ def pretrain(
         )
     with torch.no_grad():
         # Networks have demands of their own, and a run that cannot begin should leave no folder.
-        pipeline.denoiser(corpus.held_out[:1].to(pipeline.device), torch.ones(1))
+        pipeline.denoiser.eval()(corpus.held_out[:1].to(pipeline.device), torch.ones(1))
     return _Loop(pipeline, corpus, settings).run(description)
 
 

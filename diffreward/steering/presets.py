@@ -48,6 +48,7 @@ class SVDD(SteeringMethod):
             interval=self.interval,
             start=self.start,
             stop=1.0,
+            select="draw",
         )
 
 

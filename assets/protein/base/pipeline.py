@@ -1,0 +1,3 @@
+"""The class of this pipeline."""
+
+from diffreward.sequences.pipeline import MaskedDiffusionPipeline
