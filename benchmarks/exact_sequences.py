@@ -114,7 +114,7 @@ def chosen(settings: FKSteering, cloud: Cloud[Any], seed: int) -> Tensor:
 
 def methods() -> Iterator[tuple[str, FKSteering, str]]:
     """Name, settings and value of each row."""
-    svdd = {m: replace(SVDD(m, 1 / ALPHA).settings(), select="draw") for m in (2, 8, 32)}
+    svdd = {m: SVDD(m, 1 / ALPHA).settings() for m in (2, 8, 32)}
     yield from (("SVDD", settings, SOFT) for settings in svdd.values())
     yield "SVDD, best at the end", replace(svdd[8], select="best"), SOFT
     for value in (MEAN, PREDICTION):

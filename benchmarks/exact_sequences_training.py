@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -144,7 +144,7 @@ def some(world: TiltedLaw, clean: Tensor, n: int, update: int) -> Encoded:
 def steered(world: TiltedLaw) -> Tensor:
     """What SVDD-PM returns, ids (n, L)."""
     reward = TableReward(world.rewards)
-    method = replace(SVDD(8, 1 / ALPHA).settings(), select="draw")
+    method = SVDD(8, 1 / ALPHA)
     model = chain(exact_denoiser(world.law, len(DNA)), 2 * STEPS)
     return tokens(steer_diffusion(model, reward, [""] * 2000, method, rows=1 << 16).samples)
 
@@ -156,15 +156,17 @@ def runs() -> Iterator[tuple[str, Run]]:
     prdp = PRDP(ALPHA, None, "sum", "sum", inner_steps=4)
     rwr = RWR(ALPHA, "softmax", "reference", draws=4, inner_steps=4)
     yield "DPOK, credit of paths (REINFORCE on J)", Run(dpok, 120, 512)
-    yield "DDPO + KL of steps", Run(ddpo, 120, 512)
+    yield "DDPO + KL of steps", Run(ddpo, 180, 512)
     yield "PRDP", Run(prdp, 60, 256)
-    yield "RWR on the model's samples", Run(rwr, 80, 1024)
+    yield "RWR on the model's samples", Run(rwr, 160, 1024)
     yield "RWR, equal weights, on SVDD-PM's", Run(RWR(1e6, draws=4), 200, 512, data=steered)
     yield "SPO", Run(SPO(untrained=0, reduction="sum"), 60, 128)
     for name, relaxation in (("straight-through", "straight_through"), ("soft", "soft")):
         for steps, last in (("all steps", None), ("last half", STEPS // 2)):
             settings = {"relaxation": relaxation}
             yield f"DRAKES, {name}, {steps}", Run(DRAKES(last, KL), 100, 128, settings)
+    settings = {"gumbel_temperature": 0.5}
+    yield "DRAKES, temperature 0.5, last half", Run(DRAKES(STEPS // 2, KL), 400, 128, settings)
     released = DRAKES(STEPS // 2, KL, as_released=True)
     settings = {"relaxation": "released", "final_time": 1e-5}
     yield "DRAKES as released, last half", Run(released, 100, 128, settings)

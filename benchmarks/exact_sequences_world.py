@@ -9,9 +9,9 @@ from diffusers import ModelMixin
 from diffreward.alphabets import DNA
 from diffreward.pipelines.masked_diffusion import MaskedDiffusion
 from diffreward.rewards.landscape import TFBinding
-from diffreward.sequences.tilted_law import TiltedLaw, markov_chain
 from diffreward.sequences.pipeline import MaskedDiffusionPipeline
 from diffreward.sequences.scheduler import MaskedDiffusionScheduler
+from diffreward.sequences.tilted_law import TiltedLaw, markov_chain
 
 LENGTH, ALPHA = 6, 0.1
 

@@ -83,7 +83,7 @@ def floor(n: int) -> float:
 
 def svdd(candidates: int) -> FKSteering:
     """With the last candidate drawn like those before it."""
-    return replace(SVDD(candidates, 1 / ALPHA).settings(), select="draw")
+    return SVDD(candidates, 1 / ALPHA).settings()
 
 
 def test_svdd_with_the_exact_value_comes_to_the_tilted_law_as_one_over_the_candidates() -> None:
