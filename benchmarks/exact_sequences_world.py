@@ -27,5 +27,7 @@ def instance(file: str) -> TiltedLaw:
 
 def chain(denoiser: ModelMixin, num_steps: int, **settings: Any) -> MaskedDiffusion:
     """A denoiser as a chain."""
-    pipe = MaskedDiffusionPipeline(denoiser, MaskedDiffusionScheduler(len(DNA)), DNA, LENGTH)
+    pipe = MaskedDiffusionPipeline(
+        denoiser, MaskedDiffusionScheduler(vocab_size=len(DNA)), DNA, LENGTH
+    )
     return MaskedDiffusion(pipe, num_steps, **settings)

@@ -55,7 +55,7 @@ def trained(updates: int = 80, batch: int = 64) -> MaskedDiffusionPipeline:
     """The pipeline; it stops before it knows by heart that nothing has three mutations."""
     torch.manual_seed(0)
     denoiser = TransformerDenoiser(len(PROTEIN), hidden=32, layers=1, heads=4, max_length=SITES)
-    scheduler, source = MaskedDiffusionScheduler(len(PROTEIN)), stream(0, "base")
+    scheduler, source = MaskedDiffusionScheduler(vocab_size=len(PROTEIN)), stream(0, "base")
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=3e-3, weight_decay=0.01)
     for _ in range(updates):
         clean = screened()[torch.randint(len(screened()), (batch,), generator=source)]

@@ -202,7 +202,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         files = SequenceFiles(**{field.name: made[field.name] for field in fields(SequenceFiles)})
         corpus = files.read()
         print(corpus.text())
-        scheduler = MaskedDiffusionScheduler(len(corpus.alphabet), made.noise)
+        scheduler = MaskedDiffusionScheduler(vocab_size=len(corpus.alphabet), noise=made.noise)
         pipeline = MaskedDiffusionPipeline(made.denoiser, scheduler, corpus.alphabet, corpus.length)
         found = pretraining.pretrain(pipeline, corpus, settings, identity(parser, config))
     except (ImportError, TypeError, ValueError) as error:

@@ -111,7 +111,7 @@ def main(
     denoiser = TransformerDenoiser(
         len(PROTEIN), hidden=hidden, layers=layers, heads=4, max_length=corpus.length
     )
-    scheduler = MaskedDiffusionScheduler(len(PROTEIN))
+    scheduler = MaskedDiffusionScheduler(vocab_size=len(PROTEIN))
     pipeline = MaskedDiffusionPipeline(denoiser, scheduler, PROTEIN, corpus.length)
     settings = Pretraining(
         output=str(work / "run"),
