@@ -105,10 +105,10 @@ def judge(samples: Tokens) -> dict[str, float]:
     }
 
 
-def drakes(alpha: float, updates: int) -> Trained:
+def drakes(alpha: float, updates: int, rate: float) -> Trained:
     """DRAKES through the last third of the steps, as in the paper."""
     method = DRAKES(last_steps=24, penalty=Penalty("kl", alpha, "sum"), checkpointing=False)
-    return Trained(method, updates, samples=16, learning_rate=1e-3)
+    return Trained(method, updates, samples=16, learning_rate=rate)
 
 
 POLICY_GRADIENT = DDPO(
@@ -141,8 +141,8 @@ EXPERIMENT = Experiment(
         "weighted denoising (RWR)": Trained(
             RWR(beta=ALPHA, draws=4), updates=60, samples=32, learning_rate=5e-4
         ),
-        "DRAKES, no KL": drakes(0.0, 30),
-        "DRAKES": drakes(ALPHA, 80),
+        "DRAKES, no KL": drakes(0.0, 40, 3e-4),
+        "DRAKES": drakes(ALPHA, 80, 1e-3),
     },
     {
         "reward": 2,

@@ -112,6 +112,9 @@ EXPERIMENT = Experiment(
         ),
         "SVDD, M = 10": Steered(SVDD(10, SCALE)),
         "SVDD, M = 10, alpha 0.01": Steered(SVDD(10, 100.0)),
+        "SVDD-R, 10, alpha 0.01": Steered(
+            FKSteering(10, 100.0, ess_threshold=1.0, interval=1, select="draw")
+        ),
         "SVDD, M = 10, argmax (a search)": Steered(SVDD(10, float("inf"))),
         "SVDD, M = 10, fitted value": Steered(SVDD(10, FITTED_SCALE), fitted),
         "policy gradient (DDPO with KL)": Trained(
