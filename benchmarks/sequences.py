@@ -126,7 +126,8 @@ def run(experiment: Experiment, name: str, seed: int) -> dict[str, Any]:
     """Sample by one method, and measure."""
     model, calls = experiment.model(), Calls(experiment.reward)
     rows, start = Rows(model.network), time.process_time()
-    with torch.autocast("cpu", torch.bfloat16, enabled=experiment.autocast):
+    # Without the cache: it would hold copies of the weights that training changes.
+    with torch.autocast("cpu", torch.bfloat16, enabled=experiment.autocast, cache_enabled=False):
         samples = samples_of(experiment, name, model, calls, seed)
     spent = {"seconds": time.process_time() - start, "rows": rows.count, "calls": calls.count}
     assert isinstance(samples, Tokens)
