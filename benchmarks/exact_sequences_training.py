@@ -9,6 +9,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from exact_sequences_world import ALPHA, LENGTH, chain
+from methods import learn
 from torch import Tensor, nn
 
 from diffreward.algorithm import Algorithm, Batch
@@ -126,11 +127,7 @@ class Run:
         for update in range(1, self.updates + 1):
             data = None if clean is None else some(world, clean, self.samples, update)
             batch = Batch([""], self.samples, 0, update, data=data)
-            experience = self.algorithm.collect(policy, reward, batch)
-            for inner_step in range(self.algorithm.inner_steps):
-                learner.accumulate(self.algorithm.losses(policy, experience, inner_step), 1.0)
-                learner.gradient_norm()
-                learner.step(settings.rate(update))
+            learn(self.algorithm, policy, learner, reward, batch, settings.rate(update))
         return network
 
 

@@ -22,6 +22,7 @@ from diffreward.diffusion import Condition, Diffusion, Step, Trajectory
 from diffreward.enumeration import joint, number, sequences
 from diffreward.random import Source, randn, stream
 from diffreward.samples import Samples, Tokens, tokens
+from diffreward.sequences.tilted_law import conditionals
 from diffreward.transitions import Categorical
 
 SYMBOLS = "ACGTBDEFHIJKLMNOPQRSUVWXYZ"
@@ -237,16 +238,8 @@ def masked_chain(
     """
     law = random_law(symbols, length, seed) if law is None else law.double()
     states, keep = sequences(symbols + 1, length), torch.eye(symbols + 1, dtype=torch.float64)
-    # P of every partly masked sequence: along each position, append the sum over its symbols.
-    partial = law.reshape([symbols] * length)
-    for i in range(length):
-        partial = torch.cat([partial, partial.sum(i, keepdim=True)], i)
-    places = (symbols + 1) ** torch.arange(length - 1, -1, -1)
-    others = number(states, symbols + 1)[:, None] - states * places
-    denoiser = partial.flatten()[others[..., None] + torch.arange(symbols) * places[:, None]]
-    denoiser = denoiser / denoiser.sum(-1, keepdim=True)  # of each position given the *others*
     masked, eye = (states == symbols)[..., None], keep[:, :symbols]
-    shown = torch.where(masked, denoiser, eye[states])
+    shown = torch.where(masked, conditionals(law, symbols), eye[states])
     steps, forward, bridge = [], [], []
     for k in range(num_steps):
         u = 1 / (num_steps - k)  # of unmasking, so that 1 - (k + 1) / K = (1 - k / K) (1 - u)

@@ -23,6 +23,7 @@ from diffreward.random import Source
 from diffreward.samples import Samples, Tokens, tokens
 from diffreward.sequences.memory import Memory
 from diffreward.sequences.samplers import sharpened
+from diffreward.sequences.subs import subs_log_probs
 from diffreward.transitions import Categorical
 from diffreward.unmasking import Relaxation, Unmasking
 
@@ -169,10 +170,7 @@ class MaskedDiffusion(Diffusion):
     def predict(self, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Log-probabilities of the clean symbols, (B, L, V): 0 and -inf where one is there."""
         state = self._filled_in(noisy, condition)
-        log_p = self._evaluated(state, t.to(state.device), condition.tensors)
-        there = (state != len(self.alphabet))[..., None]
-        shown = F.one_hot(state.clamp(max=len(self.alphabet) - 1), len(self.alphabet)).log()
-        return torch.where(there, shown.to(log_p), log_p)
+        return subs_log_probs(self._evaluated(state, t.to(state.device), condition.tensors), state)
 
     def matching_error(self, output: Tensor, target: Tensor) -> Tensor:
         """Nats per position; at uniform t the mean is minus the evidence lower bound."""

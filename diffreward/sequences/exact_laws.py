@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from diffreward.enumeration import joint, number, sequences
 from diffreward.sequences.denoisers.interface import DenoiserOutput
-from diffreward.sequences.tilted_law import completions, length_of
+from diffreward.sequences.tilted_law import conditionals, length_of, mask_places
 
 
 class TableDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -56,15 +56,6 @@ def exact_denoiser(law: Tensor, symbols: int) -> TableDenoiser:
     return denoiser
 
 
-def conditionals(law: Tensor, symbols: int) -> Tensor:
-    """Of each position given the others that are not masked, ((V + 1)^L, L, V) float64."""
-    length = length_of(law, symbols)
-    states, places = sequences(symbols + 1, length), _places(symbols, length)
-    others = number(states, symbols + 1)[:, None] - states * places
-    masses = completions(law, symbols)[others[..., None] + torch.arange(symbols) * places[:, None]]
-    return masses / masses.sum(-1, keepdim=True)
-
-
 def conditionals_of(denoiser: ModelMixin, length: int, rows: int = 4096) -> Tensor:
     """What a denoiser that is not told the time says in each state, ((V + 1)^L, L, V) float64.
 
@@ -92,7 +83,7 @@ def any_order_masses(p: Tensor) -> Tensor:
     """
     _, length, symbols = p.shape
     masked = sequences(symbols + 1, length) == symbols
-    shift = (symbols - torch.arange(symbols)) * _places(symbols, length)[:, None]
+    shift = (symbols - torch.arange(symbols)) * mask_places(symbols, length)[:, None]
     mass = torch.zeros(len(p), dtype=p.dtype)
     mass[-1] = 1
     for hidden in range(length, 0, -1):
@@ -113,7 +104,7 @@ def step_masses(p: Tensor, masked_shares: Sequence[float]) -> list[Tensor]:
         masked_shares: the probability that a position is masked at each time, K + 1 from 1 to 0.
     """
     _, length, symbols = p.shape
-    masked, places = sequences(symbols + 1, length) == symbols, _places(symbols, length)
+    masked, places = sequences(symbols + 1, length) == symbols, mask_places(symbols, length)
     pattern = number(masked.long(), 2)
     groups = [
         ((pattern == i).nonzero().squeeze(1), open_)
@@ -142,8 +133,3 @@ def law_of(masses: Tensor, symbols: int) -> Tensor:
 def any_order_law(denoiser: ModelMixin, length: int) -> Tensor:
     """The law of infinitely many steps of a denoiser, (V^L,) float64; differentiable."""
     return law_of(any_order_masses(conditionals_of(denoiser, length)), denoiser.config.vocab_size)
-
-
-def _places(symbols: int, length: int) -> Tensor:
-    """What a position's symbol counts in the number of a state, (L,)."""
-    return (symbols + 1) ** torch.arange(length - 1, -1, -1)

@@ -134,6 +134,20 @@ def completions(table: Tensor, symbols: int) -> Tensor:
     return sums.flatten()
 
 
+def conditionals(law: Tensor, symbols: int) -> Tensor:
+    """Of each position given the others that are not masked, ((V + 1)^L, L, V) float64."""
+    length = length_of(law, symbols)
+    states, places = sequences(symbols + 1, length), mask_places(symbols, length)
+    others = number(states, symbols + 1)[:, None] - states * places
+    masses = completions(law, symbols)[others[..., None] + torch.arange(symbols) * places[:, None]]
+    return masses / masses.sum(-1, keepdim=True)
+
+
+def mask_places(symbols: int, length: int) -> Tensor:
+    """What a position's symbol counts in the number of a state, (L,)."""
+    return (symbols + 1) ** torch.arange(length - 1, -1, -1)
+
+
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """KL(p || q) of two laws on the same sequences, (n,) -> (), in nats."""
     return torch.xlogy(p, p / q).sum()

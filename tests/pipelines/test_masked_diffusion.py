@@ -16,10 +16,10 @@ from diffreward.pipelines.masked_diffusion import MaskedDiffusion
 from diffreward.random import stream
 from diffreward.samples import Tokens
 from diffreward.sequences.denoisers import ConvDenoiser
-from diffreward.sequences.exact_laws import conditionals, conditionals_of, law_of, step_masses
+from diffreward.sequences.exact_laws import conditionals_of, law_of, step_masses
 from diffreward.sequences.pipeline import MaskedDiffusionPipeline
 from diffreward.sequences.scheduler import MaskedDiffusionScheduler
-from diffreward.sequences.tilted_law import kl
+from diffreward.sequences.tilted_law import conditionals, kl
 
 LAW = random_law(3, 3)
 N = 20_000

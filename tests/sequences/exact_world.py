@@ -10,6 +10,7 @@ from diffreward.pipelines.enumerable import random_law
 from diffreward.sequences.denoisers import DenoiserOutput
 from diffreward.sequences.pipeline import MaskedDiffusionPipeline
 from diffreward.sequences.scheduler import MaskedDiffusionScheduler
+from diffreward.sequences.tilted_law import conditionals
 
 
 class ExactDenoiser(ModelMixin, ConfigMixin):
@@ -24,14 +25,8 @@ class ExactDenoiser(ModelMixin, ConfigMixin):
         time_conditioning: bool = False,
     ) -> None:
         super().__init__()
-        partial = random_law(vocab_size, length, seed).reshape([vocab_size] * length)
-        for i in range(length):
-            partial = torch.cat([partial, partial.sum(i, keepdim=True)], i)
-        states, places = sequences(vocab_size + 1, length), torch.arange(length - 1, -1, -1)
-        places = (vocab_size + 1) ** places
-        others = number(states, vocab_size + 1)[:, None] - states * places
-        mass = partial.flatten()[others[..., None] + torch.arange(vocab_size) * places[:, None]]
-        self.table = torch.nn.Parameter(mass.log().float())
+        law = conditionals(random_law(vocab_size, length, seed), vocab_size)
+        self.table = torch.nn.Parameter(law.log().float())
         self.rows, self.times = 0, []
 
     def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> DenoiserOutput:

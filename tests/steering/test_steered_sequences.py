@@ -18,8 +18,8 @@ from diffreward.pipelines.masked_diffusion import MaskedDiffusion
 from diffreward.random import randn, stream
 from diffreward.reward import RewardFunction
 from diffreward.rewards.landscape import Landscape
-from diffreward.sequences.exact_laws import conditionals, law_of, step_masses
-from diffreward.sequences.tilted_law import StateTable, TiltedLaw
+from diffreward.sequences.exact_laws import law_of, step_masses
+from diffreward.sequences.tilted_law import StateTable, TiltedLaw, conditionals
 from diffreward.steering import DAS, SVDD, FKSteering
 from diffreward.steering.result import choose
 from diffreward.steering.smc import Cloud, smc
