@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffreward.adaptive import adapting, adaptive_tensors, load_adaptive
 from diffreward.algorithm import Algorithm, Batch
 from diffreward.checks import check_first_step, check_scores
 from diffreward.diffusion import Diffusion
@@ -172,7 +173,9 @@ class _Loop:
             self._evaluate(0)
             self._save(0)
         else:
-            self.learner.load(*self.folder.load(done))
+            tensors, state = self.folder.load(done)
+            self.learner.load(tensors, state)
+            load_adaptive(self.reward, tensors)
         with StopSignal() as signal:
             self._updates(done or 0, signal)
         return self._finish()
@@ -211,7 +214,8 @@ class _Loop:
             disable=not self.accelerator.is_main_process,
         )
         for update in bar:
-            metrics = self._update(update)
+            with adapting(self.reward):
+                metrics = self._update(update)
             self._log({"kind": "update", "update": update, **metrics})
             bar.set_postfix(reward=f"{metrics['reward']:.4g}", loss=f"{metrics['loss']:.3g}")
             penalty, every = self.algorithm.penalty, self.evaluation.every
@@ -319,7 +323,8 @@ class _Loop:
 
     def _save(self, update: int) -> None:
         if self.accelerator.is_main_process:
-            self.folder.save(update, self.learner.tensors(), self.learner.state())
+            tensors = self.learner.tensors() | adaptive_tensors(self.reward)
+            self.folder.save(update, tensors, self.learner.state())
 
     def _finish(self) -> Run:
         """Write the weights, their card and the report."""

@@ -14,6 +14,7 @@ from diffreward.algorithms.ddpo import DDPO
 from diffreward.evaluation import Evaluation
 from diffreward.pipelines.stable_diffusion import StableDiffusion
 from diffreward.policy import LoRA
+from diffreward.reward import RewardFunction
 from diffreward.settings import Training
 from diffreward.training import Run, train
 
@@ -25,6 +26,7 @@ def run(
     output: str = "run",
     updates: int = 4,
     algorithm: Algorithm | None = None,
+    reward: RewardFunction = redness,
     **settings: object,
 ) -> Run:
     """Train a fresh tiny model; everything of the run is determined by the arguments."""
@@ -32,7 +34,7 @@ def run(
     return train(
         StableDiffusion(tiny.stable_diffusion(folder), 3, guidance_scale=2.0),
         algorithm or DDPO(step_fraction=0.7, inner_steps=2),
-        redness,
+        reward,
         PROMPTS,
         Evaluation(rewards={"blueness": blueness}, samples=6, every=2, shown=3),
         LoRA(4),
