@@ -163,6 +163,25 @@ def best_and_worst(scores: Tensor, groups: Tensor) -> Pairs:
     return _pairs(scores, groups, torch.stack(winners), torch.stack(losers))
 
 
+def matched(signs: Tensor, scores: Tensor, groups: Tensor) -> Pairs:
+    """Pairs of a positive and a negative sample of one group, as many as there are of both.
+
+    Args:
+        signs: +1, -1, or 0 for samples that are in no pair, (B,).
+        scores: (B,); the winner of a pair is positive, whatever its score.
+        groups: (B,) int64.
+    """
+    winners, losers = [], []
+    for group in groups.unique():
+        positive, negative = (
+            ((groups == group) & (signs == sign)).nonzero().squeeze(1) for sign in (1, -1)
+        )
+        n = min(len(positive), len(negative))
+        winners.append(positive[:n])
+        losers.append(negative[:n])
+    return _pairs(scores, groups, torch.cat(winners), torch.cat(losers))
+
+
 def _pairs(scores: Tensor, groups: Tensor, winner: Tensor, loser: Tensor) -> Pairs:
     index = _index(groups)
     num_groups = int(index.max()) + 1

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from diffreward.algorithm import Finished
 from diffreward.diffusion import Condition, chunks
-from diffreward.feedback import Pairs
+from diffreward.feedback import Pairs, even_weights, mean_over_processes
+from diffreward.objectives import preference_loss, utility_loss
 from diffreward.penalty import Penalty
 from diffreward.policy import Policy
-from diffreward.replay import Entries
+from diffreward.replay import Entries, Objective
 
 Times = Literal["uniform", "logit_normal"]
 
@@ -177,3 +178,33 @@ def matching_errors(policy: Policy, noised: Noised, role: str | None = None) -> 
         return entries.values(policy.rows)
     with policy.acting(role):
         return entries.values(policy.rows)
+
+
+def preference_objective(before: Tensor, pairs: Pairs, beta: float) -> Objective:
+    """Diffusion-DPO on matching errors, (B, S).
+
+    Args:
+        before: the reference's errors, (B, S).
+        pairs: of the B samples.
+        beta: half of it multiplies the differences of errors.
+    """
+    return lambda errors: preference_loss(before - errors, pairs, beta / 2)
+
+
+def utility_objective(before: Tensor, labels: Tensor, groups: Tensor, beta: float) -> Objective:
+    """Diffusion-KTO on matching errors, (B, S): gains count from the mean log-ratio, at least 0.
+
+    Args:
+        before: the reference's errors, (B, S).
+        labels: +1 or -1, (B,); samples of label 0 do not count.
+        groups: (B,) int64, equal for samples of one prompt.
+        beta: multiplies the differences of errors.
+    """
+    weights = even_weights(labels != 0, groups)
+
+    def objective(errors: Tensor) -> Tensor:
+        log_ratio = before - errors
+        offset = mean_over_processes(log_ratio.detach()[labels != 0]).clamp(min=0)
+        return utility_loss(log_ratio, labels, weights, offset, beta)
+
+    return objective

@@ -8,8 +8,7 @@ the set itself score far below 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from diffreward.alphabets import DNA, one_hot
 from diffreward.enumeration import joint, number
 from diffreward.reward import Reward
 from diffreward.samples import Samples
+from diffreward.sequences.records import read_records
 
 
 class KmerSimilarity(Reward):
@@ -28,28 +28,26 @@ class KmerSimilarity(Reward):
     numbers per sample.
 
     Args:
-        reference: a FASTA file. As for other counters of k-mers, words with symbols outside the
-            alphabet, such as N, do not count.
+        reference: a FASTA or CSV file, or a `datasets` table, see
+            `diffreward.sequences.records.read_records`. As for other counters of k-mers, words with
+            symbols outside the alphabet, such as N, do not count.
         k: letters of a word.
         alphabet: of the samples and the file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if k is below 1, or the file has no word of k letters.
+        FileNotFoundError, ImportError: as `read_records`.
+        ValueError: if k is below 1, or the file has no word of k letters, or cannot be read.
     """
 
     def __init__(self, reference: str, k: int = 3, alphabet: str = DNA) -> None:
-        path = Path(reference).expanduser()
         if k < 1:
             raise ValueError(f"words have at least one letter, got k = {k}")
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no FASTA file at {path.absolute()}")
         self.reference, self.k, self.alphabet = reference, k, alphabet
         counts = torch.zeros(len(alphabet) ** k, dtype=torch.float64)
-        for sequence in _read_fasta(path):
+        for sequence in read_records(reference):
             counts += _words(sequence, k, alphabet)
         if not counts.any():
-            raise ValueError(f"{path} has no word of {k} letters of {alphabet}")
+            raise ValueError(f"{reference} has no word of {k} letters of {alphabet}")
         self._reference = _standardised(counts).float()
 
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
@@ -102,9 +100,3 @@ def _words(sequence: str, k: int, alphabet: str) -> Tensor:
     windows = ids.unfold(0, k, 1)
     found = number(windows[(windows >= 0).all(1)], len(alphabet))
     return torch.bincount(found, minlength=len(alphabet) ** k).double()
-
-
-def _read_fasta(path: Path) -> Iterator[str]:
-    """The sequences of a file, without their names."""
-    for entry in path.read_text(encoding="utf-8").split(">")[1:]:
-        yield "".join(entry.splitlines()[1:])

@@ -77,6 +77,7 @@ FLOORS: dict[str, int] = {
     "steering": 4,
     "penalty": 5,
     "objectives": 5,
+    "contrast": 5,
     "outcomes": 5,
     "replay": 6,
     "steering_run": 6,

@@ -17,9 +17,17 @@ from typing import Literal
 from torch import Tensor
 
 from diffreward.algorithm import Algorithm, Batch, Experience, Finished, finished_samples
-from diffreward.feedback import all_pairs, best, even_weights, labels, mean_over_processes
-from diffreward.matching import Times, matching_errors, noise, noised_entries, refresh
-from diffreward.objectives import Reduction, preference_loss, utility_loss
+from diffreward.feedback import all_pairs, best, labels
+from diffreward.matching import (
+    Times,
+    matching_errors,
+    noise,
+    noised_entries,
+    preference_objective,
+    refresh,
+    utility_objective,
+)
+from diffreward.objectives import Reduction
 from diffreward.penalty import NO_PENALTY, Penalty
 from diffreward.policy import Policy
 from diffreward.replay import Losses, Objective, descend, descend_sum
@@ -94,7 +102,7 @@ class IPO(Algorithm[Labelled]):
         own, real = experience.own, experience.real
         noised = noise(policy, own, self.draws, self.times, True, inner_step)
         before = matching_errors(policy, noised, _ANCHOR)
-        critic = self._paired(own, before) if self.objective == "dpo" else self._single(own, before)
+        critic = self._critic(own, before)
         entries = noised_entries(policy, noised)
         metrics = yield from descend(policy, entries, critic, penalty=self.penalty)
         if real is None:
@@ -103,22 +111,11 @@ class IPO(Algorithm[Labelled]):
         total = metrics["loss"] + regular["loss"]
         return {**metrics, "loss": total, "real_loss": regular["loss"]}
 
-    def _paired(self, own: Finished, before: Tensor) -> Objective:
-        pairs = all_pairs(own.scores, own.groups)
+    def _critic(self, own: Finished, before: Tensor) -> Objective:
         beta = self.beta * own.unit(self.reduction)
-        return lambda errors: preference_loss(before - errors, pairs, beta / 2)
-
-    def _single(self, own: Finished, before: Tensor) -> Objective:
-        label = labels(own.scores, own.groups)
-        weights = even_weights(label != 0, own.groups)
-        beta = self.beta * own.unit(self.reduction)
-
-        def objective(errors: Tensor) -> Tensor:
-            log_ratio = before - errors
-            offset = mean_over_processes(log_ratio.detach()[label != 0]).clamp(min=0)
-            return utility_loss(log_ratio, label, weights, offset, beta)
-
-        return objective
+        if self.objective == "dpo":
+            return preference_objective(before, all_pairs(own.scores, own.groups), beta)
+        return utility_objective(before, labels(own.scores, own.groups), own.groups, beta)
 
     def _fit(self, policy: Policy, real: Finished, inner_step: int) -> Losses:
         """The pretraining loss on the best real sample of each prompt."""
