@@ -22,6 +22,7 @@ matrix: install
 
 bench: install
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/cost_sets.py
 
 install: .venv/installed
 

@@ -1,4 +1,4 @@
-"""The command `diffreward`: train, steer, evaluate, pretrain, env."""
+"""The command `diffreward`: train, steer, evaluate, pretrain, statistics, serve, env."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ USAGE = """usage: diffreward COMMAND [options]
   steer      sample from a pipeline under the pull of a reward, without training
   evaluate   sample from a model and measure
   pretrain   train a masked diffusion model on DNA, RNA or protein sequences
+  statistics write what rewards of sets compare with, from a folder of media
+  serve      let a reward score for runs in other environments or on other machines
   env        versions and devices, for bug reports
 
 `diffreward COMMAND --help` lists the options of a command."""
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "steer": steer,
         "evaluate": evaluate,
         "pretrain": pretrain,
+        "statistics": statistics,
+        "serve": serve,
         "env": env,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -208,6 +212,44 @@ def pretrain(arguments: Sequence[str]) -> None:
     except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     print(f"{found.text()}\n\npipeline: {found.folder}")
+
+
+def statistics(arguments: Sequence[str]) -> None:
+    """Embed a reference set and write its moments, or its rows."""
+    from diffreward.embedding import Embedding
+    from diffreward.exemplars import write_reference
+
+    parser = new_parser("Write the statistics of a set of media, for rewards of sets.")
+    parser.add_argument("--embedding", type=Embedding, required=True, help="in what it is seen")
+    parser.add_argument("--media", type=str, required=True, help="a folder, or a file of texts")
+    parser.add_argument("--rows", type=bool, default=False, help="all rows, not their moments")
+    parser.add_argument("--output", type=str, required=True, help="a file, .safetensors")
+    config = parse(parser, arguments)
+    made = instantiate(parser, config)
+    about = identity(parser, config, ("config", "media", "rows", "output"))
+    try:
+        found = write_reference(made.embedding, made.media, made.output, made.rows, about)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    print(f"{found[0]} rows of {found[1]} features: {made.output}")
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Serve a reward over HTTP until the process is stopped."""
+    from diffreward.reward import Reward
+    from diffreward.serving import server
+
+    parser = new_parser("Serve a reward over HTTP, for RemoteReward in a run somewhere else.")
+    parser.add_argument("--reward", type=Reward, required=True, help="what is served")
+    parser.add_class_arguments(server.Serving)
+    config = parse(parser, arguments)
+    made = instantiate(parser, config)
+    names = [field.name for field in fields(server.Serving)]
+    try:
+        serving = server.Serving(**{name: made[name] for name in names})
+        server.serve(made.reward, serving, identity(parser, config, ["config", *names]))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def env(arguments: Sequence[str]) -> None:

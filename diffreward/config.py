@@ -13,6 +13,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, Literal
 
@@ -20,10 +21,12 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, s
 from yaml import YAMLError
 
 import diffreward.algorithms
+import diffreward.embeddings
 import diffreward.pipelines
 import diffreward.rewards
 from diffreward.algorithm import Algorithm
 from diffreward.diffusion import Diffusion
+from diffreward.embedding import Embedding
 from diffreward.evaluation import Evaluation
 from diffreward.policy import Adaptation
 from diffreward.preferences import Preferences
@@ -113,8 +116,15 @@ def add_reward_and_prompts(parser: ArgumentParser, prompts_required: bool = True
 
 def new_parser(description: str) -> ArgumentParser:
     """A parser that knows our classes by their bare names, and reads configuration files."""
-    for package in (diffreward.algorithms, diffreward.pipelines, diffreward.rewards):
+    for package in (
+        diffreward.algorithms,
+        diffreward.embeddings,
+        diffreward.pipelines,
+        diffreward.rewards,
+    ):
         _import_modules(package)
+    for entry in entry_points(group="diffreward.rewards"):
+        entry.load()
     set_loader("diffreward", _load, exceptions=(YAMLError,))
     parser = ArgumentParser(description=description, parser_mode="diffreward", exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file; later ones add to earlier")
@@ -212,7 +222,8 @@ def _names(parser: ArgumentParser) -> Iterator[str]:
         yield action.dest.split(".")[-1]
     yield from METHODS
     yield from DENOISERS
-    bases: list[type] = [Algorithm, Adaptation, Diffusion, Preferences, Reward, SteeringMethod]
+    bases: list[type] = [Algorithm, Adaptation, Diffusion, Embedding, Preferences, Reward]
+    bases += [SteeringMethod]
     while bases:
         cls = bases.pop()
         yield cls.__name__

@@ -64,8 +64,8 @@ class Everyone:
         mine = tuple(column.cpu() for column in (rows, credits, groups))
         parts = gather_object([mine])
         before = sum(len(part[1]) for part in parts[: PartialState().process_index])
-        columns = (torch.cat(column) for column in zip(*parts, strict=True))
-        return cls(*columns, own=slice(before, before + len(credits)))
+        everyone = [torch.cat(column) for column in zip(*parts, strict=True)]
+        return cls(everyone[0], everyone[1], everyone[2], slice(before, before + len(credits)))
 
 
 def contrast(

@@ -32,11 +32,12 @@ def clip_resize(
     std: Sequence[float] = CLIP_STD,
     interpolation: str = "bicubic",
     resize_mode: str = "shortest",
+    halve: Callable[[float], int] = round,
 ) -> Tensor:
     """What a CLIP image tower takes: (B, 3, *size), float32, differentiable in the pixels.
 
     Equal to open_clip's `image_transform` of the saved 8-bit images. All arguments but the first
-    are entries of open_clip's preprocessing configuration, under their names there.
+    and the last are entries of open_clip's preprocessing configuration, under their names there.
 
     Args:
         pixels: (B, 3, H, W), in [0, 1].
@@ -46,6 +47,8 @@ def clip_resize(
         interpolation: ``bicubic`` or ``bilinear``.
         resize_mode: ``shortest`` brings the shortest side to `size`, then crops the centre;
             ``squash`` brings both sides to `size`.
+        halve: makes whole pixels of half the margin that is cropped. torchvision and open_clip
+            round to an even number; transformers' `CLIPImageProcessor` takes `math.floor`.
 
     Raises:
         ValueError: if the interpolation, the resize mode or the size is none of these.
@@ -55,7 +58,7 @@ def clip_resize(
         raise ValueError(f"resize_mode is one of {list(_RESIZE_MODES)}, got {resize_mode!r}")
     resized = _RESIZE_MODES[resize_mode](pixels.shape[2], pixels.shape[3], height, width)
     levels = pil_resize(quantise(pixels), *resized, interpolation)
-    levels = _centre_crop(levels, height, width).float()
+    levels = _centre_crop(levels, height, width, halve).float()
     shift = levels.new_tensor(mean)[:, None, None]
     return (levels / 255 - shift) / levels.new_tensor(std)[:, None, None]
 
@@ -134,9 +137,9 @@ def _squash(rows: int, columns: int, height: int, width: int) -> tuple[int, int]
 _RESIZE_MODES = {"shortest": _shortest, "squash": _squash}
 
 
-def _centre_crop(levels: Tensor, height: int, width: int) -> Tensor:
-    top = round((levels.shape[-2] - height) / 2)
-    left = round((levels.shape[-1] - width) / 2)
+def _centre_crop(levels: Tensor, height: int, width: int, halve: Callable[[float], int]) -> Tensor:
+    top = halve((levels.shape[-2] - height) / 2)
+    left = halve((levels.shape[-1] - width) / 2)
     return levels[..., top : top + height, left : left + width]
 
 

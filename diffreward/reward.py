@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,11 +106,12 @@ class Function(Reward):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._function = _import(path)
+        self._function = imported(path)
         self.__name__ = path
 
-    def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
-        return self._function(samples, prompts)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        # Also functions of other signatures, which adapters call.
+        return self._function(*arguments, **named)
 
 
 def score(reward: RewardFunction, samples: Samples, prompts: Sequence[str]) -> Tensor:
@@ -142,11 +144,13 @@ def name_of(reward: RewardFunction) -> str:
     return str(getattr(reward, "__name__", type(reward).__name__))
 
 
-def _constant(value: RewardFunction | float) -> RewardFunction:
-    return value if callable(value) else Constant(value)
+def imported(path: str) -> Callable[..., Any]:
+    """What ``file.py:name`` or ``package.module:name`` names.
 
-
-def _import(path: str) -> RewardFunction:
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the path is not of this form, or there is nothing callable of that name.
+    """
     source, colon, name = path.rpartition(":")
     if not colon:
         raise ValueError(f"{path!r} is neither file.py:name nor package.module:name")
@@ -159,5 +163,9 @@ def _import(path: str) -> RewardFunction:
     if not callable(names.get(name)):
         there = [n for n, v in names.items() if callable(v) and not n.startswith("_")]
         raise ValueError(f"{source} has no function {name}; it has {there}")
-    function: RewardFunction = names[name]
+    function: Callable[..., Any] = names[name]
     return function
+
+
+def _constant(value: RewardFunction | float) -> RewardFunction:
+    return value if callable(value) else Constant(value)

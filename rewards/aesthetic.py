@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffreward.backbones import clip_image_tower, locate
 from diffreward.preprocessing import clip_resize
 from diffreward.reward import Reward
 from diffreward.samples import Samples, images
@@ -29,7 +30,7 @@ class Aesthetic(Reward):
     """The predicted rating of an image, mostly 3 to 8. Differentiable in the pixels.
 
     The head decides what is predicted; it says by its layers which kind it is. The image tower is
-    loaded by the first call, in float32, onto the device of the pixels.
+    loaded by the first call, in float32, onto the device of the pixels; several heads share one.
 
     Args:
         head: the file of the head: ``sac+logos+ava1-l14-linearMSE.pth`` (version 2, the usual one)
@@ -52,7 +53,7 @@ class Aesthetic(Reward):
                 "sac+logos+ava1-l14-linearMSE.pth"
             )
         self.head = head
-        self.backbone = _resolve(backbone)
+        self.backbone = locate(backbone)
         # The published files hold CUDA tensors.
         state = torch.load(path, map_location="cpu", weights_only=True)
         self._weight, self._bias = _collapse(state, head)
@@ -61,7 +62,7 @@ class Aesthetic(Reward):
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
         pixels = images(samples)
         if self._tower is None:
-            self._tower = _load(self.backbone)
+            self._tower = clip_image_tower(self.backbone)
         tower = self._tower.to(pixels.device)
         inputs = clip_resize(pixels, tower.config.image_size)
         return self.score_embeddings(tower(pixel_values=inputs).image_embeds)
@@ -115,22 +116,3 @@ def _place(stem: str) -> int:
     """Where a layer stands in its `Sequential`: 2 for ``layers.2.``; 0 for one without number."""
     number = stem.rstrip(".").rpartition(".")[2]
     return int(number) if number.isdigit() else 0
-
-
-def _resolve(backbone: str) -> str:
-    """The absolute path of a folder, or the hub id."""
-    folder = Path(backbone).expanduser()
-    if folder.is_dir():
-        return str(folder.absolute())
-    if backbone.startswith((".", "~")) or folder.is_absolute() or backbone.count("/") > 1:
-        raise FileNotFoundError(f"there is no backbone at {folder.absolute()}")
-    return backbone
-
-
-def _load(backbone: str) -> Any:
-    from transformers import CLIPVisionModelWithProjection
-
-    # New parameters draw random numbers, and would be unusable later if made in inference mode.
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-        tower = CLIPVisionModelWithProjection.from_pretrained(backbone, dtype=torch.float32)
-    return tower.eval().requires_grad_(False)

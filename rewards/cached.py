@@ -1,12 +1,15 @@
 """A reward that remembers: equal samples are scored once, in a batch and from call to call.
 
 Steering with discrete diffusion asks for the same sequences again and again: most candidates of a
-step equal each other or their parent. Where the reward is an oracle or a laboratory's queue, what
-counts is how many different sequences it has seen.
+step equal each other or their parent. The fixed samples of an evaluation are the same pictures for
+every reward that is asked about them. Where the reward is an oracle, a judge that is paid for or a
+laboratory's queue, what counts is how many different samples it has seen.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -21,15 +24,17 @@ from diffreward.samples import Samples
 class Cached(Reward):
     """The scores of another reward, asked once for each different pair of sample and prompt.
 
-    Samples of symbols or strings are remembered. Those with floating-point numbers (pictures,
-    relaxed tokens) go straight through, with their gradient: two of them are hardly ever equal. A
-    sample without a score is not remembered, and is tried again when it comes again.
+    A sample is known by its content: symbols and strings as they are, tensors by a 128-bit hash of
+    their bytes, shape and dtype. Samples of which a gradient is wanted go straight through and are
+    not remembered: a score that is known has none. A sample without a score is not remembered
+    either, and is tried again when it comes again.
 
     The reward must depend on nothing but the sample and its prompt.
 
     Args:
         reward: of which at most one call is made per batch, with the new samples only.
-        size: scores to remember; those not asked for the longest are forgotten first.
+        size: scores to remember, a few hundred bytes each whatever the size of the samples; those
+            not asked for the longest are forgotten first.
 
     Raises:
         ValueError: if nothing could be remembered.
@@ -43,7 +48,7 @@ class Cached(Reward):
         self._remembered: OrderedDict[Hashable, float] = OrderedDict()
 
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
-        if any(isinstance(v, Tensor) and v.is_floating_point() for v in vars(samples).values()):
+        if torch.is_grad_enabled() and _is_differentiated(samples):
             return score(self.reward, samples, prompts)
         keys = _keys(samples, prompts)
         known = {key: self._remembered[key] for key in keys if key in self._remembered}
@@ -65,6 +70,10 @@ class Cached(Reward):
             self._remembered.popitem(last=False)
 
 
+def _is_differentiated(samples: Samples) -> bool:
+    return any(isinstance(v, Tensor) and v.requires_grad for v in vars(samples).values())
+
+
 def _keys(samples: Samples, prompts: Sequence[str]) -> list[Hashable]:
     """What tells each sample and its prompt from all others."""
     columns = [_column(value, len(prompts)) for value in vars(samples).values()]
@@ -75,5 +84,8 @@ def _column(value: Any, rows: int) -> Sequence[Hashable]:
     """The content of a field of samples, one entry per sample."""
     if isinstance(value, Tensor):
         kind = (value.dtype, value.shape[1:])
-        return [(kind, row.tobytes()) for row in value.cpu().numpy()]
+        # As bytes, for numpy knows no bfloat16.
+        flat = value.detach().cpu().reshape(rows, math.prod(value.shape[1:])).contiguous()
+        contents = flat.view(torch.uint8).numpy()
+        return [(kind, hashlib.blake2b(row, digest_size=16).digest()) for row in contents]
     return value if isinstance(value, tuple) else [value] * rows

@@ -11,15 +11,13 @@ returns ``clip_score(samples, prompts).clamp(min=0)`` is a reward too.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from diffreward.backbones import EmbeddedTexts, OpenClip, open_clip_model
 from diffreward.preprocessing import clip_resize
 from diffreward.reward import Reward
 from diffreward.samples import Samples, images
@@ -54,54 +52,27 @@ class ClipScore(Reward):
         self.model = _resolve(model)
         if "/" in pretrained and not Path(pretrained).is_file():
             raise FileNotFoundError(f"there are no weights at {Path(pretrained).absolute()}")
-        self.pretrained = pretrained
+        self.pretrained = None if self.model.startswith(("hf-hub:", "local-dir:")) else pretrained
         self.prefix = prefix
         self.scale = scale
-        self._clip: _Clip | None = None
-        self._texts: dict[str, Tensor] = {}
+        self._clip: OpenClip | None = None
+        self._texts = EmbeddedTexts()
 
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
         pixels = images(samples)
         if self._clip is None:
-            self._clip = _load(self.model, self.pretrained)
-        clip = self._clip.to(pixels.device)
-        for prompt in prompts:
-            if prompt not in self._texts:
-                self._texts[prompt] = clip.embed_text(self.prefix + prompt)
-        text = torch.stack([self._texts[prompt] for prompt in prompts]).to(pixels.device)
-        return self.scale * (clip.embed_images(pixels) * text).sum(-1)
+            self._clip = open_clip_model(self.model, self.pretrained)
+        clip = self._clip
+        clip.model.to(pixels.device)
+        texts = self._texts(
+            [self.prefix + prompt for prompt in prompts], clip.embed_text, pixels.device
+        )
+        inputs = clip_resize(pixels, **_preprocessing(clip.model))
+        return self.scale * (clip.embed_images(inputs) * texts).sum(-1)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, also in another process, loads the model by itself when first called.
         return {**self.__dict__, "_clip": None}
-
-
-@dataclass(frozen=True)
-class _Clip:
-    model: Any
-    tokenizer: Callable[[list[str]], Tensor]
-    preprocessing: dict[str, Any]
-
-    def to(self, device: torch.device) -> _Clip:
-        self.model.to(device)
-        return self
-
-    def embed_images(self, pixels: Tensor) -> Tensor:
-        """(B, D), of length 1."""
-        return F.normalize(
-            self.model.encode_image(clip_resize(pixels, **self.preprocessing)).float(), dim=-1
-        )
-
-    def embed_text(self, text: str) -> Tensor:
-        """(D,), of length 1, on the CPU.
-
-        Each text is embedded alone and in float32: the embedding is kept, and must not depend on
-        the call in which the text first came.
-        """
-        device = self.model.logit_scale.device
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            embedding = self.model.encode_text(self.tokenizer([text]).to(device))
-            return F.normalize(embedding[0].float(), dim=-1).cpu()
 
 
 def _resolve(model: str) -> str:
@@ -120,25 +91,9 @@ def _resolve(model: str) -> str:
     return model
 
 
-def _load(name: str, pretrained: str) -> _Clip:
+def _preprocessing(model: Any) -> dict[str, Any]:
+    """The entries of the model's configuration that `clip_resize` takes."""
     import open_clip
 
-    weights = None if name.startswith(("hf-hub:", "local-dir:")) else pretrained
-    # The name ViT-L-14 is plain GELU to open_clip, which only warns that OpenAI's weights are not.
-    published = open_clip.get_pretrained_cfg(name, weights) if weights else {}
-    # New parameters draw random numbers, and would be unusable later if made in inference mode.
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-        model = open_clip.create_model(
-            name,
-            weights,
-            force_quick_gelu=bool(published.get("quick_gelu")),
-            require_pretrained=True,
-        )
-    model.eval().requires_grad_(False)
-    preprocessing = open_clip.get_model_preprocess_cfg(model)
-    entries = ("size", "mean", "std", "interpolation", "resize_mode")
-    return _Clip(
-        model,
-        open_clip.get_tokenizer(name),
-        {entry: preprocessing[entry] for entry in entries},
-    )
+    entries = open_clip.get_model_preprocess_cfg(model)
+    return {name: entries[name] for name in ("size", "mean", "std", "interpolation", "resize_mode")}

@@ -1,6 +1,5 @@
 """Every configuration under configs/ describes a run that can start, and the papers' ones do."""
 
-import importlib.util
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,17 @@ import tiny
 import torch
 import yaml
 from backbones import backbone, write_pdb
-from colours import redness
 from diffusers import StableDiffusionXLPipeline
 from jsonargparse import Namespace
 from matrix import methods, tensor
-from zoo import images_flux, images_transformer
+from zoo import images_flux, images_transformer, sounds_stable
 from zoo.images import euler, stable_diffusion_xl
 from zoo.parts import entry
 from zoo.videos_wan import ENTRIES as WAN
 
 from diffreward.cli import main
 from diffreward.config import instantiate, parse, training_parser
+from diffreward.moments import Moments
 from diffreward.prompts import read_prompts
 from diffreward.samples import Images, Samples, Videos
 from diffreward.sequences.denoisers.inverse_folding import InverseFoldingDenoiser
@@ -51,6 +50,7 @@ SIZES: dict[str, dict[str, object]] = {
     "StableDiffusion": FLOAT,
     "StableDiffusionXL": SQUARE,
     "StableDiffusion3": FLOAT | {"diffusion.height": 32, "diffusion.width": 32},
+    "StableAudio": FLOAT | {"diffusion.seconds": "null"},
     "Flux": SQUARE | {"diffusion.tokens": 24},
     "Wan": SQUARE | {"diffusion.num_frames": 9},
 }
@@ -69,7 +69,7 @@ def tiny_pipeline(family: str, folder: Path) -> Any:
         "StableDiffusion": tiny.stable_diffusion,
         "StableDiffusionXL": entry(StableDiffusionXLPipeline, stable_diffusion_xl, euler).build,
     }
-    flows = [*images_transformer.ENTRIES, *images_flux.ENTRIES, *WAN]
+    flows = [*images_transformer.ENTRIES, *images_flux.ENTRIES, *sounds_stable.ENTRIES, *WAN]
     builders |= {made.name.removesuffix("Pipeline"): made.build for made in flows}
     return builders[family](folder)
 
@@ -116,6 +116,7 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("assets", "configs"):
         (folder / name).symlink_to(ROOT / name)
     torch.save({"weight": torch.ones(1, 8), "bias": torch.zeros(1)}, folder / HEAD)
+    Moments.of(torch.randn(8, 4)).save(folder / "exemplars.safetensors")
     write_preferences(folder)
     for family, source in sorted(set(map(model_of, PAPERS))):
         if not (folder / source).exists():
@@ -190,18 +191,6 @@ def test_held_out_animals_are_not_trained_on() -> None:
     for name in ("animals", "animal_paintings"):
         trained, judged = (read_prompts(folder / f"{name}{end}.txt") for end in ("", "_heldout"))
         assert len(trained) == 45 and not set(trained) & set(judged)
-
-
-def test_a_video_is_rewarded_by_its_first_its_last_and_two_other_frames() -> None:
-    spec = importlib.util.spec_from_file_location("frames", ROOT / "configs/papers/frames.py")
-    assert spec is not None and spec.loader is not None
-    frames = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(frames)
-    video = torch.zeros(2, 7, 3, 4, 4)
-    video[0, [0, 2, 4, 6], 0] = 1  # red where it is looked at
-    video[1, [1, 3, 5], 0] = 1  # and where it is not
-    scores = frames.mean_over_frames(redness, Videos(video), ["a cat", "a dog"])
-    torch.testing.assert_close(scores, torch.tensor([1.0, 0.0]))
 
 
 def brightness(samples: Samples, prompts: list[str]) -> torch.Tensor:

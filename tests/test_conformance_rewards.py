@@ -5,23 +5,48 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_clip
 import torch
+from audiobox_weights import write_audiobox
+from dnsmos_graph import write_dnsmos
+from silero_weights import write_silero
 
 from diffreward.alphabets import PROTEIN
 from diffreward.conformance import check_reward
 from diffreward.random import stream
 from diffreward.reward import Constant, Reward, WeightedSum
-from diffreward.rewards.aesthetic import Aesthetic
-from diffreward.rewards.cached import Cached
-from diffreward.rewards.clip_score import ClipScore
-from diffreward.rewards.gc_content import GCContent
-from diffreward.rewards.jpeg import JpegCompressibility, JpegIncompressibility
-from diffreward.rewards.kmers import KmerSimilarity
-from diffreward.rewards.landscape import Landscape
-from diffreward.rewards.motifs import Motifs
-from diffreward.rewards.protein_properties import Hydropathy, InVivoStability, NetCharge
-from diffreward.rewards.uncertainty import PessimisticEnsemble, UncertaintyWeighted
-from diffreward.samples import Images, Samples, Tokens, Vectors
+from diffreward.rewards import (
+    DNSMOS,
+    PAR,
+    Aesthetic,
+    Asynchronous,
+    AudioboxAesthetics,
+    Cached,
+    Clipped,
+    ClipScore,
+    Constrained,
+    Constraint,
+    Gated,
+    GCContent,
+    Hydropathy,
+    InVivoStability,
+    JpegCompressibility,
+    JpegIncompressibility,
+    JpegProxy,
+    KmerSimilarity,
+    Landscape,
+    Motifs,
+    NetCharge,
+    PessimisticEnsemble,
+    PickScore,
+    Product,
+    RunningStandardised,
+    SoftMinimum,
+    SpeechPresence,
+    UncertaintyWeighted,
+    WorstCase,
+)
+from diffreward.samples import Audio, Images, Samples, Tokens, Vectors
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -36,6 +61,7 @@ SAMPLES: dict[str, Samples] = {
     "tokens": Tokens(torch.randint(4, (4, 12), generator=stream(1)), "ACGT"),
     "proteins": Tokens(torch.randint(20, (4, 12), generator=stream(3)), PROTEIN),
     "sites": Tokens(torch.randint(4, (4, 3), generator=stream(4)), "ACGT"),
+    "sounds": Audio(0.1 * torch.randn(4, 2, 4000, generator=stream(6)), 8000),
     "vectors": Vectors(torch.randn(4, 2, generator=stream(2))),
 }
 
@@ -139,6 +165,64 @@ def net_charge(folder: Path) -> Reward:
     return NetCharge()
 
 
+def jpeg_proxy(folder: Path) -> Reward:
+    return JpegProxy()
+
+
+def pick_score(folder: Path) -> Reward:
+    tiny_clip.transformers_clip(folder)
+    return PickScore(str(folder), str(folder))
+
+
+def asynchronous(folder: Path) -> Reward:
+    return Asynchronous(JpegCompressibility(), workers=2, rows=3)
+
+
+def worst_case(folder: Path) -> Reward:
+    return WorstCase([JpegCompressibility(), clip_score(folder)])
+
+
+def soft_minimum(folder: Path) -> Reward:
+    return SoftMinimum([JpegCompressibility(), clip_score(folder)], 0.5)
+
+
+def product(folder: Path) -> Reward:
+    return Product([JpegIncompressibility(), JpegIncompressibility(50)])
+
+
+def gated(folder: Path) -> Reward:
+    return Gated(JpegCompressibility(), JpegIncompressibility(), 1.0, -100.0)
+
+
+def constrained(folder: Path) -> Reward:
+    return Constrained(JpegCompressibility(), [Constraint(clip_score(folder), 0.3, 1.0)])
+
+
+def par(folder: Path) -> Reward:
+    return PAR(JpegCompressibility(), -1.0)
+
+
+def clipped(folder: Path) -> Reward:
+    return Clipped(JpegCompressibility(), -2.0, 0.0)
+
+
+def running_standardised(folder: Path) -> Reward:
+    return RunningStandardised(JpegCompressibility())
+
+
+def dnsmos(folder: Path) -> Reward:
+    pytest.importorskip("onnx")
+    return DNSMOS(write_dnsmos(folder))
+
+
+def speech_presence(folder: Path) -> Reward:
+    return SpeechPresence(write_silero(folder))
+
+
+def audiobox_aesthetics(folder: Path) -> Reward:
+    return AudioboxAesthetics(write_audiobox(folder))
+
+
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
@@ -151,6 +235,20 @@ def net_charge(folder: Path) -> Reward:
         (clip_score, "images"),
         (clip_score_of_digits, "images"),
         (aesthetic, "images"),
+        (jpeg_proxy, "images"),
+        (pick_score, "images"),
+        (asynchronous, "images"),
+        (worst_case, "images"),
+        (soft_minimum, "images"),
+        (product, "images"),
+        (gated, "images"),
+        (constrained, "images"),
+        (par, "images"),
+        (clipped, "images"),
+        (running_standardised, "images"),
+        (dnsmos, "sounds"),
+        (speech_presence, "sounds"),
+        (audiobox_aesthetics, "sounds"),
         (gc_content, "tokens"),
         (kmer_similarity, "tokens"),
         (motifs, "tokens"),

@@ -191,7 +191,7 @@ def test_a_head_for_another_backbone_is_refused(tmp_path: Path, backbone: str) -
 def test_files_that_do_not_exist_are_reported_at_once(head: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no head at .*improved-aesthetic-predictor"):
         Aesthetic(str(tmp_path / "nowhere.pth"))
-    with pytest.raises(FileNotFoundError, match="no backbone at"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         Aesthetic(head, str(tmp_path / "nowhere"))
     Aesthetic(head)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffreward.conformance import check_reward
 from diffreward.random import stream
 from diffreward.rewards.cached import Cached
-from diffreward.samples import Samples, Texts, Tokens
+from diffreward.samples import Audio, Images, Samples, Texts, Tokens
 
 
 class Ledger:
@@ -93,6 +93,79 @@ def test_relaxed_tokens_go_through_with_their_gradient() -> None:
     (gradient,) = torch.autograd.grad(scores.sum(), weights)
     assert gradient.sum() == 6
     assert calls == [2, 2]
+
+
+class Brightness:
+    """The mean of all pixels; counts the pictures it sees."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
+        assert isinstance(samples, Images)
+        self.seen += len(samples)
+        return samples.pixels.float().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_of_equal_content_are_scored_once(dtype: torch.dtype) -> None:
+    pixels = torch.rand(2, 3, 4, 4, generator=stream(0)).to(dtype)
+    reward = Cached(Brightness())
+    scores = reward(Images(pixels[[0, 1, 0]]), ["", "", ""])
+    assert torch.equal(scores, Brightness()(Images(pixels[[0, 1, 0]]), [""] * 3))
+    assert reward.reward.seen == 2
+    # The same picture in another place in memory, not even in one piece.
+    again = pixels.permute(0, 2, 3, 1).clone().permute(0, 3, 1, 2)
+    assert torch.equal(reward(Images(again), ["", ""]), scores[:2])
+    assert reward.reward.seen == 2
+    reward(Images(pixels[:1]), ["another prompt"])
+    assert reward.reward.seen == 3
+
+
+def test_one_bit_one_dtype_or_one_size_make_another_picture() -> None:
+    pixels = torch.zeros(1, 3, 2, 8)
+    changed = pixels.clone()
+    changed.view(torch.int32)[0, 2, 1, 7] = 1
+    reward = Cached(Brightness())
+    for other in (pixels, changed, -pixels, pixels.half(), pixels.reshape(1, 3, 4, 4)):
+        reward(Images(other), [""])
+    assert reward.reward.seen == 5
+
+
+def test_sounds_of_another_rate_are_other_sounds() -> None:
+    asked = []
+
+    def seconds(samples: Samples, prompts: Sequence[str]) -> Tensor:
+        assert isinstance(samples, Audio)
+        asked.append(samples.rate)
+        return torch.full((len(samples),), samples.waves.shape[2] / samples.rate)
+
+    reward = Cached(seconds)
+    scores = [reward(Audio(torch.zeros(1, 1, 8), rate), [""]).item() for rate in (8, 16, 8)]
+    assert scores == [1, 0.5, 1] and asked == [8, 16]
+
+
+def test_what_is_remembered_is_small_and_bounded() -> None:
+    reward = Cached(Brightness(), size=3)
+    for seed in range(8):
+        reward(Images(torch.rand(1, 3, 64, 64, generator=stream(seed))), [""])
+    assert len(pickle.dumps(reward)) < 3000
+
+
+def test_pictures_with_a_gradient_go_through_and_without_grad_mode_do_not() -> None:
+    pixels = torch.rand(1, 3, 4, 4, generator=stream(0)).requires_grad_()
+    reward = Cached(Brightness())
+    for _ in range(2):
+        (gradient,) = torch.autograd.grad(reward(Images(pixels), [""]).sum(), pixels)
+        assert torch.allclose(gradient, torch.full_like(gradient, 1 / 48))
+    with torch.no_grad():
+        for _ in range(2):
+            reward(Images(pixels), [""])
+    assert reward.reward.seen == 3
+
+
+def test_no_samples_have_no_scores() -> None:
+    assert Cached(Brightness())(Images(torch.zeros(0, 3, 4, 4)), []).shape == (0,)
 
 
 def test_a_copy_remembers() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from diffreward.random import stream
+from diffreward.reward import score
 from diffreward.rewards.clip_score import ClipScore
 from diffreward.samples import Images, Tokens
 
@@ -72,6 +73,20 @@ def test_prefix_and_scale_give_the_other_conventions(folder: Path) -> None:
     plain = ClipScore(str(folder))(samples, [f"A photo depicts {prompt}" for prompt in PROMPTS])
     scores = ClipScore(str(folder), prefix="A photo depicts ", scale=2.5)(samples, PROMPTS)
     torch.testing.assert_close(scores, 2.5 * plain)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_five_conventions_in_use_follow_from_the_cosine(folder: Path, sign: int) -> None:
+    name, samples = str(folder), noise()
+    cosine = ClipScore(name)(samples, PROMPTS)
+    # DAS takes the cosine, imscore CLIP's logits, DiffusionNFT a hundredth of them.
+    torch.testing.assert_close(ClipScore(name, scale=100)(samples, PROMPTS), 100 * cosine)
+    # torchmetrics and Hessel et al. cut off at zero, in other units. Of the two signs one at least
+    # leaves scores above it.
+    for scale in (100, 2.5):
+        reward = ClipScore(name, scale=sign * scale)
+        positive = score(lambda s, p, r=reward: r(s, p).clamp(min=0), samples, PROMPTS)
+        torch.testing.assert_close(positive, scale * (sign * cosine).clamp(min=0))
 
 
 def path_of(model: str, folder: Path) -> Path:
