@@ -17,6 +17,10 @@ import torch
 
 from diffreward.cli import main
 from diffreward.config import identity, instantiate, parse, training_parser
+from diffreward.embeddings.clap import ClapEmbedding
+from diffreward.random import stream
+from diffreward.rewards import FrechetDistance
+from diffreward.samples import Audio
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -124,6 +128,25 @@ def test_a_mistake_gets_a_clear_answer_before_any_training(
 def command(arguments: Sequence[str], launcher: Sequence[str] = ()) -> list[str]:
     before = list(launcher) or [sys.executable]
     return [*before, str(ROOT / "train.py"), *arguments]
+
+
+def test_statistics_of_sounds_and_of_texts_are_references_of_one_reward(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clap = str(ROOT / "assets" / "speech-clap")
+    sounds = Audio(0.1 * torch.randn(3, 1, 8000, generator=stream(0)), 8000)
+    sounds.write(tmp_path / "sounds")
+    (tmp_path / "texts.txt").write_text("seven\none\nthree\n")
+    for embedding, media in (("ClapEmbedding", "sounds"), ("ClapTextEmbedding", "texts.txt")):
+        file = tmp_path / f"{embedding}.safetensors"
+        asked = ["--embedding", embedding, "--embedding.model", clap]
+        main(["statistics", *asked, "--media", str(tmp_path / media), "--output", str(file)])
+        assert "3 rows of 64 features" in capsys.readouterr().out
+        reward = FrechetDistance(ClapEmbedding(clap), file)
+        assert (reward(sounds, [""] * 3).mean() > -1e-3) == (embedding == "ClapEmbedding")
+    with pytest.raises(SystemExit):
+        main(["statistics", *asked, "--media", str(tmp_path / "none"), "--output", "x.safetensors"])
+    assert "no files" in capsys.readouterr().err
 
 
 def test_evaluation_writes_samples_with_their_scores(config: Path) -> None:

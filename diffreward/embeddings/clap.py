@@ -25,7 +25,7 @@ from diffreward.audio.windows import (
 )
 from diffreward.backbones import EmbeddedTexts, features, load_once, locate
 from diffreward.embedding import Embedding
-from diffreward.samples import Samples
+from diffreward.samples import Samples, texts
 
 _CONTEXT = 77
 """Tokens of a text that all published models were trained on, though their tables are longer."""
@@ -109,6 +109,24 @@ class ClapEmbedding(Embedding):
     def __getstate__(self) -> dict[str, Any]:
         # A copy, also in another process, loads the model by itself when first called.
         return {**self.__dict__, "_clap": None}
+
+
+class ClapTextEmbedding(Embedding):
+    """The embeddings of texts, (B, 1, D), of length 1: a reference for sounds made of captions.
+
+    Args:
+        model: as of `ClapEmbedding`.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._clap = ClapEmbedding(model)
+
+    def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
+        """Map B texts to (B, 1, D), without gradient."""
+        return self._clap.embed_text(texts(samples), samples.device)[:, None]
 
 
 @dataclass(frozen=True)
