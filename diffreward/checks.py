@@ -26,7 +26,7 @@ def check_scores(scores: Tensor) -> None:
             f"the reward gave no finite score to any of {len(scores)} samples; try it on samples "
             "of the model with diffreward.conformance.check_reward"
         )
-    if bool((scored == scored[0]).all()):
+    if len(scored) > 1 and bool((scored == scored[0]).all()):
         raise TrainingError(
             f"the reward gave all {len(scored)} samples the same score, {float(scored[0]):.6g}; a "
             "constant reward teaches nothing"
