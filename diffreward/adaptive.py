@@ -16,6 +16,9 @@ from torch import Tensor
 
 from diffreward.reward import Reward
 
+_SHOWN = 8
+"""Numbers of a state, at most, that are worth a curve each."""
+
 
 class Adaptive(Reward):
     """A reward with a state, which what it has scored in training moves on.
@@ -93,6 +96,16 @@ def adaptive_tensors(reward: object) -> dict[str, Tensor]:
         f"{path}/{name}": tensor
         for path, part in adaptive_parts(reward).items()
         for name, tensor in part.tensors().items()
+    }
+
+
+def adaptive_metrics(reward: object) -> dict[str, float]:
+    """The numbers among the states, such as multipliers, by name; what is longer is left out."""
+    return {
+        f"{name}.{i}": value
+        for name, tensor in adaptive_tensors(reward).items()
+        if tensor.numel() <= _SHOWN
+        for i, value in enumerate(tensor.flatten().tolist())
     }
 
 

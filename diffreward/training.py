@@ -6,6 +6,7 @@ run depends neither on the number of processes nor on where it was interrupted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffreward.adaptive import adapting, adaptive_tensors, load_adaptive
+from diffreward.adaptive import adapting, adaptive_metrics, adaptive_tensors, load_adaptive
 from diffreward.algorithm import Algorithm, Batch
 from diffreward.checks import check_first_step, check_scores
 from diffreward.diffusion import Diffusion
@@ -216,6 +217,7 @@ class _Loop:
         for update in bar:
             with adapting(self.reward):
                 metrics = self._update(update)
+            metrics |= adaptive_metrics(self.reward)
             self._log({"kind": "update", "update": update, **metrics})
             bar.set_postfix(reward=f"{metrics['reward']:.4g}", loss=f"{metrics['loss']:.3g}")
             penalty, every = self.algorithm.penalty, self.evaluation.every
@@ -255,7 +257,7 @@ class _Loop:
         scored = scores[scores.isfinite()]
         return {
             "reward": float(scored.mean()),
-            "reward_std": float(scored.std()),
+            "reward_std": float(scored.std()) if len(scored) > 1 else math.nan,
             "samples": len(scores),
             "unscored": len(scores) - len(scored),
             **metrics,

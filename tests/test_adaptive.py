@@ -96,4 +96,10 @@ def test_a_run_resumes_with_the_state_of_its_reward(tmp_path: Path) -> None:
     small_runs.run(tmp_path, "resumed", 4, reward=second, resume="latest")
     small_runs.assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
     assert first.baseline != second.baseline
+    curve = [
+        line["reward/baseline.0"]
+        for line in small_runs.metrics(tmp_path / "straight")
+        if line["kind"] == "update"
+    ]
+    assert len(curve) == 4 and curve[-1] == float(straight.baseline)
     assert torch.equal(straight.baseline, second.baseline)
