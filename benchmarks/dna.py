@@ -145,6 +145,7 @@ EXPERIMENT = Experiment(
         "DRAKES, no KL": drakes(0.0, 40, 3e-4),
         "DRAKES": drakes(ALPHA, 80, 1e-3),
         "DRAKES, alpha 0.1": drakes(0.1, 80, 1e-3),
+        "DRAKES, alpha 0.115": drakes(0.115, 80, 1e-3),
         "DRAKES, alpha 0.13": drakes(0.13, 80, 1e-3),
         "DRAKES, alpha 0.2": drakes(0.2, 80, 1e-3),
     },
