@@ -74,12 +74,9 @@ class WeightedSum(Reward):
         self.weights = tuple(float(weight) for weight in weights)
 
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
-        terms = [
-            weight * score(reward, samples, prompts)
-            for reward, weight in zip(self.rewards, self.weights, strict=True)
-        ]
-        device = samples.device
-        return torch.stack([term.to(device) for term in terms]).sum(0)
+        scores = score_all(self.rewards, samples, prompts)
+        terms = [weight * one for weight, one in zip(self.weights, scores, strict=True)]
+        return torch.stack(terms).sum(0)
 
 
 @dataclass(frozen=True)
@@ -137,6 +134,14 @@ def score(reward: RewardFunction, samples: Samples, prompts: Sequence[str]) -> T
     if not scores.is_floating_point():
         raise RewardError(f"{name_of(reward)} returned {scores.dtype}; scores are floating point")
     return scores.float().masked_fill(scores.isinf(), torch.nan)
+
+
+def score_all(
+    rewards: Sequence[RewardFunction], samples: Samples, prompts: Sequence[str]
+) -> Tensor:
+    """The scores of each of R rewards, (R, B) float32, where the samples are; as `score`."""
+    device = samples.device
+    return torch.stack([score(reward, samples, prompts).to(device) for reward in rewards])
 
 
 def name_of(reward: RewardFunction) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffreward.reward import Reward, RewardFunction, score
+from diffreward.reward import Reward, RewardFunction, score_all
 from diffreward.samples import Samples
 
 
@@ -40,7 +40,7 @@ class WorstCase(Reward):
         _check_rewards(self.rewards)
 
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
-        return _scores(self.rewards, samples, prompts).amin(0)
+        return score_all(self.rewards, samples, prompts).amin(0)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SoftMinimum(Reward):
             raise ValueError(f"the temperature is above 0 and finite, got {self.temperature}")
 
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
-        scores, b = _scores(self.rewards, samples, prompts), self.temperature
+        scores, b = score_all(self.rewards, samples, prompts), self.temperature
         # From the least score on: the exponentials cannot overflow, and for a large b, where the
         # logarithm is that of almost 1, no digits are lost. The result does not depend on it.
         least = scores.detach().amin(0)
@@ -94,7 +94,7 @@ class Product(Reward):
         _check_rewards(self.rewards)
 
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
-        scores = _scores(self.rewards, samples, prompts)
+        scores = score_all(self.rewards, samples, prompts)
         # Not clamp, whose gradient at 0 depends on the version of torch.
         return torch.where(scores < 0, 0.0, scores).prod(0)
 
@@ -121,15 +121,9 @@ class Gated(Reward):
     otherwise: float
 
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
-        scores, gate = _scores([self.reward, self.gate], samples, prompts)
+        scores, gate = score_all([self.reward, self.gate], samples, prompts)
         gated = torch.where(gate > self.threshold, scores, self.otherwise)
         return gated.masked_fill(scores.isnan() | gate.isnan(), torch.nan)
-
-
-def _scores(rewards: Sequence[RewardFunction], samples: Samples, prompts: Sequence[str]) -> Tensor:
-    """The scores of each of R rewards, (R, B), where the samples are."""
-    device = samples.device
-    return torch.stack([score(reward, samples, prompts).to(device) for reward in rewards])
 
 
 def _check_rewards(rewards: Sequence[RewardFunction]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffreward.random import randn, stream
-from diffreward.reward import Reward, RewardFunction, score
+from diffreward.reward import Reward, RewardFunction, score, score_all
 from diffreward.samples import Samples
 
 
@@ -112,8 +112,7 @@ class PessimisticEnsemble(Reward):
             )
 
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
-        device = samples.device
-        scores = torch.stack([score(r, samples, prompts).to(device) for r in self.rewards])
+        scores = score_all(self.rewards, samples, prompts)
         return scores.mean(0) - self.penalty * scores.var(0, correction=0)
 
 
