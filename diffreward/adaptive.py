@@ -11,7 +11,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from diffreward.reward import Reward
@@ -115,20 +114,3 @@ def load_adaptive(reward: object, tensors: Mapping[str, Tensor]) -> None:
         prefix = f"{path}/"
         own = {name: t for name, t in tensors.items() if name.startswith(prefix)}
         part.load({name.removeprefix(prefix): t for name, t in own.items()})
-
-
-def of_all_processes(values: Tensor) -> Tensor:
-    """The rows of all processes of a run in their order, on the CPU, without gradient.
-
-    All processes call it at the same time. Each may have another number of rows, or none.
-
-    Args:
-        values: (N, ...), the rows of this process.
-    """
-    rows = values.detach().cpu()
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return rows
-    # Not by accelerate, which, asked before a run has begun, settles that there is one process.
-    parts = [rows] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, rows)
-    return torch.cat(parts)

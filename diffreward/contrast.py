@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from diffreward.gathering import gathered_rows
+
 Value = Callable[[Tensor], float]
 """How good the set of some rows, (n,) int64, is; higher is better."""
 
@@ -58,14 +60,9 @@ class Everyone:
     @classmethod
     def gathered(cls, rows: Tensor, credits: Tensor, groups: Tensor) -> Everyone:
         """All processes call this with their own samples."""
-        from accelerate import PartialState
-        from accelerate.utils import gather_object
-
-        mine = tuple(column.cpu() for column in (rows, credits, groups))
-        parts = gather_object([mine])
-        before = sum(len(part[1]) for part in parts[: PartialState().process_index])
-        everyone = [torch.cat(column) for column in zip(*parts, strict=True)]
-        return cls(everyone[0], everyone[1], everyone[2], slice(before, before + len(credits)))
+        everyone = [gathered_rows(column.cpu()) for column in (rows, credits, groups)]
+        (rows, own), (credits, _), (groups, _) = everyone
+        return cls(rows, credits, groups, own)
 
 
 def contrast(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from diffreward.gathering import gathered
 from diffreward.samples import Samples
 
 
@@ -93,15 +95,8 @@ class Moments:
 
     def of_all_processes(self) -> Self:
         """The moments of the rows of all processes; equal bit by bit in all of them."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self
-        from accelerate.utils import gather_object
-
-        first, *others = gather_object([self])
-        total: Self = first
-        for part in others:
-            total = total.merge(part)
-        return total
+        parts, _ = gathered(self)
+        return reduce(lambda total, part: total.merge(part), parts)
 
     @property
     def covariance(self) -> Tensor:

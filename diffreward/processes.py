@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from diffreward.gathering import gathered
 from diffreward.settings import Training
 
 Value = TypeVar("Value")
@@ -50,9 +51,8 @@ class Processes:
 
     def gathered(self, values: list[Value]) -> list[Value]:
         """The values of all processes, in order."""
-        from accelerate.utils import gather_object
-
-        return list(gather_object(values))
+        parts, _ = gathered(values)
+        return [value for part in parts for value in part]
 
     def from_main(self, value: Value) -> Value:
         """The main process's value."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from diffreward.adaptive import Adaptive
 from diffreward.embedding import Embedding, EmbeddingFunction
+from diffreward.gathering import gathered_rows
 from diffreward.reward import Reward, RewardError, RewardFunction, name_of, score
 from diffreward.samples import Samples
 
@@ -101,7 +102,7 @@ class SetReward(Adaptive):
             rows: (B, R, D), those of this process. A sample with a row that is not finite has no
                 score, and the set is without it.
         """
-        everyone, own = _of_all_processes(rows)
+        everyone, own = gathered_rows(rows)
         scored = everyone.isfinite().flatten(1).all(1)
         chosen = everyone[scored]
         if self.adapting and self.bank:
@@ -208,17 +209,3 @@ class MeanScore(SetReward):
 def as_set_reward(reward: Reward | RewardFunction) -> SetReward:
     """The reward itself if it is of sets; else the mean of its scores."""
     return reward if isinstance(reward, SetReward) else MeanScore(reward)
-
-
-def _of_all_processes(rows: Tensor) -> tuple[Tensor, slice]:
-    """The rows of all processes, filled up with NaN, and where this one's are, with their graph."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows, slice(0, len(rows))
-    from accelerate import PartialState
-    from accelerate.utils import gather, pad_across_processes
-
-    padded = pad_across_processes(rows.detach().contiguous(), pad_index=torch.nan)
-    everyone = gather(padded)
-    first = PartialState().process_index * len(padded)
-    own = slice(first, first + len(rows))
-    return torch.cat([everyone[:first], rows, everyone[own.stop :]]), own

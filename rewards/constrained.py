@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffreward.adaptive import Adaptive, of_all_processes
+from diffreward.adaptive import Adaptive
+from diffreward.gathering import gathered_rows
 from diffreward.reward import Reward, RewardFunction, score
 from diffreward.samples import Samples
 
@@ -99,10 +100,10 @@ class Constrained(Adaptive):
 
     def advance(self) -> None:
         nothing = torch.zeros(0, len(self.constraints), dtype=torch.float64)
-        above = of_all_processes(torch.cat([nothing, *self._seen])).nanmean(0)
+        above, _ = gathered_rows(torch.cat([nothing, *self._seen]))
         rates = torch.tensor([one.rate for one in self.constraints], dtype=torch.float64)
         # A constraint without any score says nothing about its multiplier.
-        self.multipliers = (self.multipliers - rates * above.nan_to_num(0)).clamp(min=0)
+        self.multipliers = (self.multipliers - rates * above.nanmean(0).nan_to_num(0)).clamp(min=0)
         self._seen = []
 
     def tensors(self) -> dict[str, Tensor]:

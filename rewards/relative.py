@@ -22,7 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffreward.adaptive import Adaptive, of_all_processes
+from diffreward.adaptive import Adaptive
+from diffreward.gathering import gathered_rows
 from diffreward.reward import Reward, RewardFunction, WeightedSum, score
 from diffreward.samples import Samples
 
@@ -131,7 +132,7 @@ class RunningStandardised(Adaptive):
 
     def advance(self) -> None:
         nothing = torch.zeros(0, dtype=torch.float64)
-        seen = of_all_processes(torch.cat([nothing, *self._seen]))
+        seen, _ = gathered_rows(torch.cat([nothing, *self._seen]))
         self.moments = _joined(self.moments, seen[seen.isfinite()])
         self._seen = []
 
@@ -151,7 +152,8 @@ def _compared(
     """The scores of each sample, (B,), compared with those in scope that are not NaN."""
     wide = scores.cpu().double()
     if scope == "batch":
-        found = compare(wide, _scored(of_all_processes(wide)))
+        everyone, _ = gathered_rows(wide.detach())
+        found = compare(wide, _scored(everyone))
     else:
         found = torch.zeros_like(wide)
         for rows in _rows_of_each(prompts):

@@ -330,6 +330,7 @@ from accelerate import Accelerator
 sys.path.insert(0, sys.argv[2])
 from test_set_reward import Spread, draw, itself
 from diffreward.adaptive import adapting
+from diffreward.contrast import Everyone
 from diffreward.moments import Moments
 from diffreward.samples import Vectors
 
@@ -346,7 +347,11 @@ with adapting(reward):
 total = scores[scores.isfinite()].sum() / 6
 total.backward()
 moments = Moments.of(rows).of_all_processes()
-found = (scores.detach(), rows.grad, reward.tensors()["bank"], moments.mean, moments.scatter)
+groups = torch.arange(7)[own.start : own.stop]
+contrasted = Everyone.gathered(rows.detach()[:, None], scores.detach(), groups)
+assert torch.equal(contrasted.groups[contrasted.own], groups)
+found = [scores.detach(), rows.grad, reward.tensors()["bank"], moments.mean, moments.scatter]
+found += [contrasted.rows, contrasted.credits, contrasted.groups]
 torch.save(found, f"{sys.argv[1]}/{accelerator.num_processes}-{accelerator.process_index}")
 """
 
@@ -365,5 +370,5 @@ def test_the_set_is_that_of_all_processes(tmp_path: Path) -> None:
     for alone, *parts in list(zip(one, first, second, strict=True))[:2]:
         assert torch.allclose(torch.cat(parts), alone, equal_nan=True)
     for alone, *parts in list(zip(one, first, second, strict=True))[2:]:
-        assert torch.equal(parts[0], parts[1])
-        assert torch.allclose(parts[0], alone, atol=1e-12)
+        assert torch.equal(parts[0].nan_to_num(), parts[1].nan_to_num())
+        assert torch.allclose(parts[0], alone, atol=1e-12, equal_nan=True)
