@@ -11,13 +11,16 @@ difference: its gradient is zero at the reference, and it cannot tell towards th
 from it (`measure="released"`, for comparison; training stops at its first update). DPO's derivation
 gives the opposite sign, with the same fault (`measure="derived"`).
 
-`measure="likelihood"` is DPO itself on those paths: the log-probability of each realised step under
-the sampler's own stochastic law, policy against reference. Its gradient at the reference is not
-zero: the inverted path is not the mean of that law.
+Two measures have a gradient there. `measure="denoising"` is Diffusion-DPO with the noise known: E
+is the distance of the clean prediction from the sample in which the path ends, less that of the
+reference. `measure="likelihood"` is DPO itself on those paths: the log-probability of each realised
+step under the sampler's own stochastic law, policy against reference. But nobody drew these steps:
+what they say of winner and loser is mostly how a deterministic path differs from a stochastic one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,7 +70,7 @@ class InversionDPO(Algorithm[Inverted]):
 
     beta: float = 0.03
     reduction: Reduction = "sum"
-    measure: Literal["likelihood", "derived", "released"] = "likelihood"
+    measure: Literal["denoising", "likelihood", "derived", "released"] = "denoising"
     iterations: int = 1
     pairing: Literal["all", "extremes"] = "all"
     inner_steps: int = 1
@@ -106,43 +109,49 @@ class InversionDPO(Algorithm[Inverted]):
 
     def losses(self, policy: Policy, experience: Inverted, inner_step: int) -> Losses:
         pairs, states = experience.pairs, experience.states
-        by_density = self.measure == "likelihood"
-        steps = policy.diffusion.stochastic_steps if by_density else range(states.shape[1] - 1)
+        drawn = self.measure == "likelihood"
+        steps = policy.diffusion.stochastic_steps if drawn else range(states.shape[1] - 1)
         # Nobody drew these paths.
         unknown = states.new_full((len(states), len(steps)), torch.nan)
         path = Trajectory(states, tuple(steps), unknown, experience.condition)
-        if by_density:
-            entries, unit = path_entries(policy, path), path.dimensions
-            with policy.reference():
-                before = entries.values(policy.rows) / unit
+        if drawn:
+            entries, sign = path_entries(policy, path), 1 / path.dimensions
+        elif self.measure == "denoising":
+            entries, sign = _distances(policy, path, [path.clean] * len(steps)), -1.0
         else:
-            entries, unit = _distances(policy, path), 1
-            before = torch.zeros_like(unknown)
-        sign = -1 if self.measure == "derived" else 1
+            entries = _distances(policy, path, _reference_clean(policy, path))
+            sign = 1.0 if self.measure == "released" else -1.0
+        with policy.reference():
+            before = entries.values(policy.rows)
         beta = self.beta * (path.dimensions if self.reduction == "sum" else 1)
 
         def objective(values: Tensor) -> Tensor:
-            log_ratio = sign * (values / unit - before).mean(1, keepdim=True)
+            log_ratio = sign * (values - before).mean(1, keepdim=True)
             return preference_loss(log_ratio, pairs, beta / 2)
 
         return (yield from descend(policy, entries, objective, penalty=self.penalty))
 
 
-def _distances(policy: Policy, path: Trajectory) -> Entries[Step]:
-    """|difference of clean predictions to the reference|^2 / (2 sigma^2), mean over dimensions."""
-
-    def reference_clean(rows: Tensor, k: int) -> Tensor:
-        return policy.diffusion.step(path.states[rows, k], k, path.condition[rows]).clean
-
-    with torch.no_grad(), policy.reference():
-        theirs = [
-            torch.cat([reference_clean(rows, k) for rows in chunks(len(path), policy.rows)])
-            for k in path.steps
-        ]
+def _distances(policy: Policy, path: Trajectory, clean: Sequence[Tensor]) -> Entries[Step]:
+    """|clean prediction - clean[step]|^2 / (2 sigma^2), mean over dimensions."""
 
     def distance(step: Step, rows: Tensor, column: int) -> Tensor:
         sigma = policy.diffusion.levels[path.steps[column]].sigma
-        apart = (step.clean - theirs[column][rows]) / sigma
+        apart = (step.clean - clean[column][rows]) / sigma
         return 0.5 * apart.square().flatten(1).mean(1)
 
     return path_entries(policy, path, distance)
+
+
+@torch.no_grad()
+def _reference_clean(policy: Policy, path: Trajectory) -> list[Tensor]:
+    """What the reference predicts at each step of the path, (B, *event) each."""
+
+    def predicted(rows: Tensor, k: int) -> Tensor:
+        return policy.diffusion.step(path.states[rows, k], k, path.condition[rows]).clean
+
+    with policy.reference():
+        return [
+            torch.cat([predicted(rows, k) for rows in chunks(len(path), policy.rows)])
+            for k in path.steps
+        ]

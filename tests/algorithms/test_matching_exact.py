@@ -277,28 +277,42 @@ def test_inversion_dpo_by_likelihood_has_a_gradient_towards_the_winner() -> None
     assert loss == pytest.approx(math.log(2)) and slope.norm() > 1e-3
     policy = Full().attach(LinearGaussian(LEVELS), rows=64)
     points = batch_of(data(torch.tensor([[1.4], [-0.9]])))
-    accumulate(policy, InversionDPO(iterations=5), points, UP)
+    accumulate(policy, InversionDPO(measure="likelihood", iterations=5), points, UP)
     # Descending raises the shift of the law, hence lowers the offsets.
     assert bool((gradient(policy) > 0).all())
 
 
-def test_the_released_distance_is_that_of_the_noise_over_twice_alpha_bar() -> None:
+def test_inversion_dpo_by_denoising_has_a_gradient_towards_the_winner() -> None:
+    loss, slope = inverted_loss("denoising", 0.0, eta=0.0)
+    assert loss == pytest.approx(math.log(2)) and slope.norm() > 1e-3
+    policy = Full().attach(LinearGaussian(LEVELS), rows=64)
+    accumulate(policy, InversionDPO(), batch_of(data(torch.tensor([[1.4], [-0.9]]))), UP)
+    # Descending raises the shift of the law, hence lowers the offsets.
+    assert bool((gradient(policy) > 0).all())
+
+
+@pytest.mark.parametrize("measure", ["released", "denoising"])
+def test_the_distance_is_that_of_the_noise_over_twice_alpha_bar(measure: str) -> None:
     policy = Full().attach(GaussianMixtureDiffusion(MIXTURE, 10), rows=64)
     world = policy.diffusion
     for tensor in correction(policy):
         tensor.data = 0.05 * torch.randn(tensor.shape, generator=stream(7, *tensor.shape))
     points = data(torch.tensor([[1.4, 0.2], [-0.9, 0.6]]))
-    algorithm = InversionDPO(beta=100.0, reduction="mean", measure="released")
+    algorithm = InversionDPO(beta=100.0, reduction="mean", measure=measure)  # type: ignore[arg-type]
     experience = algorithm.collect(policy, UP, batch_of(points))
     total = torch.zeros(2)
     with torch.no_grad():
         for k in range(10):
             x, level = experience.states[:, k], world.levels[k]
-            ours = world.step(x, k, experience.condition).clean
+            ours = (x - level.alpha * world.step(x, k, experience.condition).clean) / level.sigma
             with policy.reference():
                 theirs = world.step(x, k, experience.condition).clean
-            noise_apart = level.alpha / level.sigma * (ours - theirs)
-            total += noise_apart.square().mean(1) / (2 * level.alpha**2) / 10
+            theirs = (x - level.alpha * theirs) / level.sigma
+            noise = (x - level.alpha * experience.states[:, -1]) / level.sigma
+            apart = (ours - theirs).square()
+            if measure == "denoising":
+                apart = (theirs - noise).square() - (ours - noise).square()
+            total += apart.mean(1) / (2 * level.alpha**2) / 10
     winner, loser = int(experience.pairs.winner), int(experience.pairs.loser)
     expected = -torch.nn.functional.logsigmoid(50 * (total[winner] - total[loser]))
     found = list(algorithm.losses(policy, experience, 0))
@@ -326,6 +340,7 @@ ALL = [
     AWM(draws=3, inner_steps=2, average_weight=0),
     CRD(draws=3),
     InversionDPO(beta=50),
+    InversionDPO(beta=50, measure="likelihood"),
     InversionDPO(beta=50, pairing="extremes", iterations=3),
 ]
 
