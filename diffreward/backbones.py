@@ -1,4 +1,4 @@
-"""Pretrained networks that several rewards look through, loaded once.
+"""Networks that several rewards look through: pretrained ones are loaded once.
 
 A reward is often a small head or a dot product on a large network, and rewards are combined: two
 aesthetic heads, a score and an embedding for a set reward all stand on the same CLIP model. Each
@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -76,6 +77,39 @@ def features(output: Any) -> Tensor:
     transformers returned them themselves before version 5, and a record that holds them since.
     """
     return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def halving_blocks(widths: Sequence[int]) -> nn.Sequential:
+    """Convolutions that halve height and width at each change of channels, (B, widths[0], H, W).
+
+    Args:
+        widths: channels, from those of the input to those of the output.
+    """
+
+    def block(before: int, after: int) -> nn.Sequential:
+        return nn.Sequential(
+            *(nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()),
+            *(nn.Conv2d(after, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()),
+        )
+
+    return nn.Sequential(*(block(*ends) for ends in pairwise(widths)))
+
+
+def language_model(kind: str, source: str) -> tuple[Any, Any]:
+    """A model of texts in float32, where it is fastest, and its tokenizer.
+
+    Texts are strings and know no device: who asks sends its tokens to that of the model.
+
+    Args:
+        kind: the class of transformers that loads it, such as ``"AutoModelForCausalLM"``.
+        source: a hub id or a folder, as `locate` returns it.
+    """
+    import transformers
+
+    loader = getattr(transformers, kind)
+    model = load_once(loader, source, lambda s: loader.from_pretrained(s, dtype=torch.float32))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device), transformers.AutoTokenizer.from_pretrained(source)
 
 
 def clip_image_tower(source: str) -> Any:

@@ -7,6 +7,7 @@ renamed when it is complete, and lines of the metrics that are younger are dropp
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -62,9 +63,13 @@ class RunFolder:
         return update
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl``."""
+        """Append one line to ``metrics.jsonl``; null stands for NaN, which JSON does not have."""
+        written = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in line.items()
+        }
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(written, allow_nan=False) + "\n")
 
     def measures(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The measures of the first and of the last evaluation."""

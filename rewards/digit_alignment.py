@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffreward.backbones import halving_blocks
 from diffreward.reward import Reward
 from diffreward.samples import Samples, images
 
@@ -68,19 +68,7 @@ class DigitClassifier(nn.Module):
         self.vocabulary = vocabulary
         self.size = 32
         widths = (3, width, 2 * width, 4 * width)
-        self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(before, after, 3, stride=2, padding=1),
-                    nn.BatchNorm2d(after),
-                    nn.ReLU(),
-                    nn.Conv2d(after, after, 3, padding=1),
-                    nn.BatchNorm2d(after),
-                    nn.ReLU(),
-                )
-                for before, after in itertools.pairwise(widths)
-            )
-        )
+        self.blocks = halving_blocks(widths)
         self.dropout = nn.Dropout(0.3)
         classes = len(vocabulary.digits), len(vocabulary.colours), len(vocabulary.colours)
         # The 4x4 grid is kept: where a stroke lies tells digits apart.

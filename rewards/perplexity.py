@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffreward.backbones import load_once, locate
+from diffreward.backbones import language_model, locate
 from diffreward.reward import Reward
 from diffreward.samples import Samples, texts
 
@@ -51,7 +51,7 @@ class Perplexity(Reward):
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
         strings = texts(samples)
         if self._network is None:
-            self._network, self._tokenizer = _load(self.model)
+            self._network, self._tokenizer = language_model("AutoModelForCausalLM", self.model)
         context = getattr(self._network.config, "max_position_embeddings", None)
         start = self._tokenizer.bos_token_id
         begin = [] if start is None else [start]
@@ -88,15 +88,3 @@ class Perplexity(Reward):
     def __getstate__(self) -> dict[str, Any]:
         # A copy, also in another process, loads the model by itself when first called.
         return {**self.__dict__, "_network": None, "_tokenizer": None}
-
-
-def _load(model: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    def load(source: str) -> Any:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-
-    network = load_once(AutoModelForCausalLM, model, load)
-    # Texts are strings and know no device: the network is where it is fastest.
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return network.to(device), AutoTokenizer.from_pretrained(model)

@@ -7,7 +7,6 @@ another way, so that it can tell whether a reward made speech better or was mere
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from diffreward.audio.mel import mel_decibels
 from diffreward.audio.resampling import mono
-from diffreward.backbones import load_once, locate
+from diffreward.backbones import halving_blocks, load_once, locate
 from diffreward.reward import Reward
 from diffreward.samples import Samples
 
@@ -76,19 +75,7 @@ class SpokenDigitClassifier(nn.Module):
         super().__init__()
         self.words = words
         widths = (1, width, 2 * width, 4 * width)
-        self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(before, after, 3, stride=2, padding=1),
-                    nn.BatchNorm2d(after),
-                    nn.ReLU(),
-                    nn.Conv2d(after, after, 3, padding=1),
-                    nn.BatchNorm2d(after),
-                    nn.ReLU(),
-                )
-                for before, after in itertools.pairwise(widths)
-            )
-        )
+        self.blocks = halving_blocks(widths)
         self.dropout = nn.Dropout(0.3)
         # Bands are kept apart, moments are not: how long the silence lasts says nothing.
         features = 2 * widths[-1] * _BANDS // 8

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffreward.backbones import load_once, locate
+from diffreward.backbones import language_model, locate
 from diffreward.reward import Reward
 from diffreward.samples import Samples, texts
+
+_KIND = "AutoModelForSequenceClassification"
 
 
 class TextClassifier(Reward):
@@ -48,7 +50,7 @@ class TextClassifier(Reward):
     def __call__(self, samples: Samples, prompts: Sequence[str]) -> Tensor:
         strings = list(texts(samples))
         if self._network is None:
-            self._network, self._tokenizer = _load(self.model)
+            self._network, self._tokenizer = language_model(_KIND, self.model)
         column, device = self._column(), next(self._network.parameters()).device
         order = sorted(range(len(strings)), key=lambda i: len(strings[i]))
         scores = torch.empty(len(strings))
@@ -83,15 +85,3 @@ def _context(network: Any, tokenizer: Any) -> int:
     """Tokens that the model can see. Those of RoBERTa begin to count after the padding's number."""
     places = network.config.max_position_embeddings - (network.config.pad_token_id or 0) - 1
     return min(int(places), int(tokenizer.model_max_length))
-
-
-def _load(model: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    def load(source: str) -> Any:
-        return AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
-
-    network = load_once(AutoModelForSequenceClassification, model, load)
-    # Texts are strings and know no device: the network is where it is fastest.
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return network.to(device), AutoTokenizer.from_pretrained(model)

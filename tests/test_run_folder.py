@@ -1,6 +1,7 @@
 """What a run writes survives what can happen to it."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_metrics_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     folder(tmp_path).open("seed: 0", resume=True)
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["update"] for line in lines] == [1]
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    run.open("seed: 0", resume=False)
+    run.log({"kind": "update", "update": 1, "reward": math.nan, "loss": 0.5})
+    line = (run.path / "metrics.jsonl").read_text()
+    assert line == '{"kind": "update", "update": 1, "reward": null, "loss": 0.5}\n'
 
 
 def test_another_run_is_named_by_what_differs(tmp_path: Path) -> None:
