@@ -3,12 +3,9 @@
 python benchmarks/dragon.py run all --seeds 0 --output runs/dragon      one file per run
 python benchmarks/dragon.py table runs/dragon > benchmarks/dragon.md
 
-A run that is there already is not repeated, so several processes can share a folder. Rewards with
-weights of others, and the references of the sets, take ../shared/data.
+Rewards with weights of others, and the references of the sets, take ../shared/data.
 """
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,21 +15,19 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from methods import Rows, learn
 from safetensors.torch import load_file
 from torch import Tensor
 
+import runs
 from diffreward.algorithm import Batch
 from diffreward.algorithms.dragon import DRAGON
 from diffreward.diffusion import decode, draw
 from diffreward.embedding import Embedding, EmbeddingFunction
 from diffreward.embeddings.clap import ClapEmbedding
 from diffreward.embeddings.crepe import Crepe
-from diffreward.learner import Learner
 from diffreward.moments import Moments
 from diffreward.pipelines.audioldm2 import AudioLDM2
 from diffreward.policy import LoRA
-from diffreward.processes import Processes
 from diffreward.prompts import prompts_of_update, read_prompts
 from diffreward.random import stream
 from diffreward.reward import RewardFunction, score
@@ -45,11 +40,11 @@ from diffreward.rewards.speech_presence import SpeechPresence
 from diffreward.rewards.spoken_digit import SpokenDigit
 from diffreward.rewards.vendi import Vendi
 from diffreward.samples import Audio, Samples
-from diffreward.settings import Training
 
 ASSETS, SHARED = Path("assets"), Path("../shared/data/rewards/audio_models")
 TRAINING, HELD_OUT = (f"assets/prompts/speech_{part}.txt" for part in ("train", "heldout"))
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+BASE = "base"
 STEPS, UPDATES, PROMPTS, EACH, RATE = 8, 30, 24, 4, 3e-3
 """Denoising steps, updates, prompts of each, samples of each prompt, learning rate."""
 METHOD = DRAGON(beta=0.1, inner_steps=2)
@@ -130,28 +125,20 @@ def rewards() -> Mapping[str, RewardFunction]:
     return found
 
 
-def run(name: str, seed: int) -> dict[str, Any]:
-    """Train on a reward ("" for none), and judge by all."""
+def run(name: str, seed: int) -> runs.Run:
+    """Train on a reward, or on none for "base", and judge by all."""
     model = AudioLDM2(str(ASSETS / "speech"), STEPS, guidance_scale=1.0)
-    rows, start = Rows(model.network), time.process_time()
-    if name:
-        train(model, rewards()[name], seed)
+    rows, start = runs.Rows(model.network), time.process_time()
+    if name != BASE:
+        prompts = read_prompts(TRAINING)
+        batches = [
+            Batch(prompts_of_update(prompts, update, PROMPTS, seed), EACH, seed, update)
+            for update in range(1, UPDATES + 1)
+        ]
+        adaptation, reward = LoRA(16, targets=TARGETS), rewards()[name]
+        runs.train(model, adaptation, METHOD, reward, batches, RATE, rows=PROMPTS * EACH)
     spent = {"seconds": time.process_time() - start, "rows": rows.count}
     return {"trained": name, "seed": seed, **spent, "measures": measures(model, seed)}
-
-
-def train(model: AudioLDM2, reward: RewardFunction, seed: int) -> None:
-    """Fine-tune the model, in place."""
-    training = Training(learning_rate=RATE, ema_decay=0.9, rows=PROMPTS * EACH)
-    policy, prompts = (
-        LoRA(16, targets=TARGETS).attach(model, training.rows, seed),
-        read_prompts(TRAINING),
-    )
-    learner = Learner(policy, training, Processes(training).accelerator)
-    for update in range(1, UPDATES + 1):
-        batch = Batch(prompts_of_update(prompts, update, PROMPTS, seed), EACH, seed, update)
-        learn(METHOD, policy, learner, reward, batch, RATE)
-    learner.adopt_average()
 
 
 @torch.no_grad()
@@ -180,18 +167,16 @@ def wins(tuned: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
     return share, half
 
 
-def table(folder: Path) -> Iterator[str]:
-    """The runs of a folder in Markdown."""
-    texts = [file.read_text() for file in sorted(folder.glob("*.json"))]
-    runs = [json.loads(text) for text in texts if text]  # a run that goes on is still empty
-    base = {found["seed"]: found["measures"] for found in runs if not found["trained"]}
-    names = [name for name in base[min(base)] if any(f["trained"] == name for f in runs)]
+def table(finished: list[runs.Run]) -> Iterator[str]:
+    """The runs in Markdown."""
+    base = {found["seed"]: found["measures"] for found in finished if found["trained"] == BASE}
+    names = [name for name in base[min(base)] if any(f["trained"] == name for f in finished)]
     yield HEAD
     yield "| trained on | before | after | wins | wins on the others, mean |"
     yield "| --- | --- | --- | --- | --- |"
     shares = {}
     for name in names:
-        same = [found for found in runs if found["trained"] == name]
+        same = [found for found in finished if found["trained"] == name]
         before = fmean(fmean(base[found["seed"]][name]) for found in same)
         after = fmean(fmean(found["measures"][name]) for found in same)
         shares[name] = {of: _mean_wins(same, base, of) for of in names}
@@ -210,41 +195,18 @@ def table(folder: Path) -> Iterator[str]:
 
 
 def _mean_wins(
-    runs: Sequence[Mapping[str, Any]], base: Mapping[int, Mapping[str, Any]], of: str
+    tuned: Sequence[runs.Run], base: Mapping[int, Mapping[str, Any]], of: str
 ) -> tuple[float, float]:
     """Over the seeds of one trained reward; the interval is that of all their wins together."""
-    tuned = [value for found in runs for value in found["measures"][of]]
-    before = [value for found in runs for value in base[found["seed"]][of]]
-    return wins(tuned, before)
+    after = [value for found in tuned for value in found["measures"][of]]
+    before = [value for found in tuned for value in base[found["seed"]][of]]
+    return wins(after, before)
 
 
-def main() -> None:
-    """Run, or print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run")
-    running.add_argument("rewards", nargs="+", help="names of rewards, base, or all")
-    running.add_argument("--seeds", type=int, nargs="+", default=[0])
-    running.add_argument("--output", type=Path, required=True)
-    commands.add_parser("table").add_argument("folder", type=Path)
-    given = parser.parse_args()
-    if given.command == "table":
-        print("\n".join(table(given.folder)))
-        return
-    torch.set_num_threads(1)
-    given.output.mkdir(parents=True, exist_ok=True)
-    names = ["base", *rewards()] if given.rewards == ["all"] else given.rewards
-    for seed in given.seeds:
-        for name in names:
-            file = given.output / f"{name}-{seed}.json".replace(" ", "-")
-            if file.exists():
-                continue
-            file.touch()
-            found = run("" if name == "base" else name, seed)
-            file.write_text(json.dumps(found))
-            means = {of: round(fmean(values), 4) for of, values in found["measures"].items()}
-            print(name, seed, f"{found['seconds']:.0f} s", means, flush=True)
+def shown(found: runs.Run) -> dict[str, float]:
+    """The means."""
+    return {name: round(fmean(values), 4) for name, values in found["measures"].items()}
 
 
 if __name__ == "__main__":
-    main()
+    runs.main(__doc__, lambda: [BASE, *rewards()], run, table, shown)

@@ -9,7 +9,6 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from exact_sequences_world import ALPHA, LENGTH, chain
-from methods import learn
 from torch import Tensor, nn
 
 from diffreward.algorithm import Algorithm, Batch
@@ -39,6 +38,7 @@ from diffreward.sequences.exact_laws import (
 from diffreward.sequences.tilted_law import TiltedLaw, kl
 from diffreward.settings import Training
 from diffreward.steering import SVDD, steer_diffusion
+from runs import learn
 
 STEPS, RATE = 16, 2e-3
 KL = Penalty("kl", ALPHA, "sum")

@@ -1,27 +1,23 @@
 """Every fine-tuning method on the bundled model, at equal denoiser rows and at equal time.
 
-python benchmarks/methods.py run DDPO PRDP --seeds 0 1 --output runs/methods    one run each
-python benchmarks/methods.py run all --output runs/methods
+python benchmarks/methods.py run all --seeds 0 1 --output runs/methods      one file per run
 python benchmarks/methods.py table runs/methods > benchmarks/methods.md
-
-A run that is there already is not repeated, so several processes can share a folder.
 """
 
-import argparse
 import inspect
-import json
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import runs
 from diffreward.algorithm import Algorithm, Batch
 from diffreward.config import instantiate, parse, training_parser
 from diffreward.diffusion import decode, rollout
@@ -42,6 +38,8 @@ TRAINING = Training(learning_rate=3e-3, ema_decay=0.9, rows=128)
 """Of all methods alike; the rate is constant, so that a budget does not change what came before."""
 OWN = Path("benchmarks/digits")
 """What some methods need instead: files called as their classes."""
+ROWS, SECONDS = 20_000, 75
+"""The budgets, the second of one CPU core."""
 BEST_OF = (1, 2, 4, 8, 16)
 HEAD = f"""# Fine-tuning the bundled model by every method
 
@@ -72,17 +70,6 @@ def parts(method: str) -> Any:
     return instantiate(parser, parse(parser, arguments))
 
 
-class Rows:
-    """Counts the rows that go through a network."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        self.count = 0
-        network.register_forward_pre_hook(self._add)
-
-    def _add(self, network: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.count += len(inputs[0])
-
-
 def measures(policy: Policy, reward: RewardFunction, seed: int) -> dict[str, float]:
     """Means over samples of the held-out prompts."""
     prompts = read_prompts("assets/prompts/digits_heldout.txt")
@@ -108,15 +95,17 @@ def spread(pixels: Tensor) -> float:
     return float(torch.stack(distances).mean())
 
 
-def run(name: str, seed: int, rows: int, seconds: float) -> dict[str, Any]:
+def run(name: str, seed: int) -> runs.Run:
     """Train until both budgets are spent; measure when each is."""
+    if name.startswith("best of"):
+        return {"method": name, "seed": seed, "base": best_of(int(name.split()[-1]), seed)}
     made = parts(name)
     training = replace(TRAINING, learning_rate=made.learning_rate)
     policy = LoRA(made.adaptation.rank, targets=made.adaptation.targets).attach(
         made.diffusion, TRAINING.rows, seed
     )
     learner = Learner(policy, training, Processes(training).accelerator)
-    counted, prompts = Rows(policy.diffusion.network), read_prompts(made.prompts)
+    counted, prompts = runs.Rows(policy.diffusion.network), read_prompts(made.prompts)
     found: dict[str, Any] = {"method": name, "seed": seed}
     found["steps"] = policy.diffusion.num_steps
     found["before"] = measures(policy, made.reward, seed)
@@ -125,32 +114,14 @@ def run(name: str, seed: int, rows: int, seconds: float) -> dict[str, Any]:
         update += 1
         start, counted.count = time.process_time(), 0
         batch = Batch(prompts_of_update(prompts, update, PROMPTS, seed), SAMPLES, seed, update)
-        learn(made.algorithm, policy, learner, made.reward, batch, made.learning_rate)
+        runs.learn(made.algorithm, policy, learner, made.reward, batch, made.learning_rate)
         spent, trained = spent + time.process_time() - start, trained + counted.count
-        for budget, done in (("rows", trained >= rows), ("seconds", spent >= seconds)):
+        for budget, done in (("rows", trained >= ROWS), ("seconds", spent >= SECONDS)):
             if done and budget not in found:
                 with learner.averaged():
                     found[budget] = measures(policy, made.reward, seed)
                 found[budget] |= {"updates": update, "at": [trained, spent]}
     return found
-
-
-def learn(
-    algorithm: Algorithm,
-    policy: Policy,
-    learner: Learner,
-    reward: RewardFunction,
-    batch: Batch,
-    rate: float,
-) -> None:
-    """One update, as the training loop makes it."""
-    experience = algorithm.collect(policy, reward, batch)
-    for inner_step in range(algorithm.inner_steps):
-        metrics = learner.accumulate(algorithm.losses(policy, experience, inner_step), 1.0)
-        learner.gradient_norm()
-        learner.step(rate)
-    if algorithm.penalty.weight:
-        algorithm.penalty.adapt(policy, metrics["penalty"])
 
 
 @torch.no_grad()
@@ -173,56 +144,47 @@ def best_of(n: int, seed: int) -> dict[str, float]:
     }
 
 
-def table(folder: Path) -> Iterator[str]:
-    """The runs of a folder in Markdown, the highest reward at equal rows first."""
-    texts = [file.read_text() for file in sorted(folder.glob("*.json"))]
-    runs = [json.loads(text) for text in texts if text]  # a run that goes on is still empty
-    tuned = [found for found in runs if "rows" in found]
-    names = sorted({found["method"] for found in tuned}, key=lambda name: -_mean(tuned, name))
+def table(finished: list[runs.Run]) -> Iterator[str]:
+    """The runs in Markdown, the highest reward at equal rows first."""
+    tuned = [found for found in finished if "rows" in found]
+    order = sorted({found["method"] for found in tuned}, key=lambda name: -_mean(tuned, name))
     yield HEAD
     yield "| | reward | all right | KL | diversity | updates | rows | seconds |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for n in BEST_OF:
-        same = [found for found in runs if found["method"] == f"best of {n}"]
+        same = [found for found in finished if found["method"] == f"best of {n}"]
         label = "the model" if n == 1 else f"best of {n}"
         if not same:
             continue
         yield f"| {label} | {' | '.join(_cells([found['base'] for found in same]))} | | | |"
     for budget in ("rows", "seconds"):
         yield f"| **at equal {budget}** | | | | | | | |"
-        for name in names:
+        for name in order:
             same = [found[budget] for found in tuned if found["method"] == name]
             cost = [
                 fmean(s["updates"] for s in same),
                 *map(fmean, zip(*(s["at"] for s in same), strict=True)),
             ]
             cells = [*_cells(same), *(f"{value:.0f}" for value in cost)]
-            yield f"| {name}{_before(runs, name)} | {' | '.join(cells)} |"
+            yield f"| {name}{_before(tuned, name)} | {' | '.join(cells)} |"
 
 
-def _before(runs: list[dict[str, Any]], name: str) -> str:
+def _before(tuned: list[runs.Run], name: str) -> str:
     """What the model was worth, of a method that samples in its own number of steps."""
-    same = [found for found in runs if found["method"] == name and found.get("steps", 4) != 4]
+    same = [found for found in tuned if found["method"] == name and found.get("steps", 4) != 4]
     if not same:
         return ""
     reward, right = (fmean(found["before"][m] for found in same) for m in ("reward", "right"))
     return f" ({same[0]['steps']} steps, before {reward:.3f} and {right:.3f})"
 
 
-def _mean(runs: list[dict[str, Any]], name: str) -> float:
-    return fmean(found["rows"]["reward"] for found in runs if found["method"] == name)
+def _mean(tuned: list[runs.Run], name: str) -> float:
+    return fmean(found["rows"]["reward"] for found in tuned if found["method"] == name)
 
 
 def _cells(found: list[dict[str, float]]) -> list[str]:
-    """Mean over seeds and, of several, its standard error."""
-    cells = []
-    for name, digits in (("reward", 3), ("right", 3), ("kl", 2), ("diversity", 3)):
-        values = [one[name] for one in found]
-        text = f"{fmean(values):.{digits}f}"
-        if len(values) > 1:
-            text += f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
-        cells.append(text)
-    return cells
+    digits = {"reward": 3, "right": 3, "kl": 2, "diversity": 3}
+    return [runs.cell([one[name] for one in found], digits[name]) for name in digits]
 
 
 def methods(kind: type) -> Iterator[str]:
@@ -233,42 +195,11 @@ def methods(kind: type) -> Iterator[str]:
         yield kind.__name__
 
 
-def main() -> None:
-    """Run, or print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run")
-    running.add_argument("methods", nargs="+", help="class names, or all")
-    running.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    running.add_argument("--rows", type=int, default=20_000, help="the first budget")
-    running.add_argument("--seconds", type=float, default=75, help="the second, of one CPU core")
-    running.add_argument("--output", type=Path, required=True)
-    commands.add_parser("table").add_argument("folder", type=Path)
-    given = parser.parse_args()
-    if given.command == "table":
-        print("\n".join(table(given.folder)))
-        return
-    torch.set_num_threads(1)
-    given.output.mkdir(parents=True, exist_ok=True)
-    names = given.methods
-    if names == ["all"]:
-        parts("")  # imports all methods
-        names = sorted(methods(Algorithm))
-        names += [f"best of {n}" for n in BEST_OF]
-    for seed in given.seeds:
-        for name in names:
-            file = given.output / f"{name}-{seed}.json".replace(" ", "-")
-            if file.exists():
-                continue
-            file.touch()
-            if name.startswith("best of"):
-                base = best_of(int(name.split()[-1]), seed)
-                found: dict[str, Any] = {"method": name, "seed": seed, "base": base}
-            else:
-                found = run(name, seed, given.rows, given.seconds)
-            file.write_text(json.dumps(found))
-            print(json.dumps(found), flush=True)
+def names() -> list[str]:
+    """Of all runs."""
+    parts("")  # imports all methods
+    return [*sorted(methods(Algorithm)), *(f"best of {n}" for n in BEST_OF)]
 
 
 if __name__ == "__main__":
-    main()
+    runs.main(__doc__, names, run, table)

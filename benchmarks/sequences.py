@@ -1,35 +1,23 @@
-"""What the experiments on sequences share: methods, judged alike, over seeds, and their table.
+"""What the experiments on sequences share: methods, judged alike, over seeds, and their table."""
 
-python benchmarks/dna.py run all --seeds 0 1 2 --output runs/dna        one file per run
-python benchmarks/dna.py table runs/dna > benchmarks/dna.md
-
-A run that is there already is not repeated, so several processes can share a folder.
-"""
-
-import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
-from methods import Rows, learn
 from torch import Tensor
 
+import runs
 from diffreward.algorithm import Algorithm, Batch
 from diffreward.diffusion import decode, draw
-from diffreward.learner import Learner
 from diffreward.pipelines.masked_diffusion import MaskedDiffusion
 from diffreward.policy import Adaptation, Full
-from diffreward.processes import Processes
 from diffreward.random import stream
 from diffreward.reward import RewardFunction
 from diffreward.rewards.cached import Cached
 from diffreward.samples import Samples, Tokens
-from diffreward.settings import Training
 from diffreward.steering import SteeringMethod, steer_diffusion
 from diffreward.steering.steered import StateValue
 
@@ -122,10 +110,10 @@ class Calls:
             return self._reward(samples, prompts)
 
 
-def run(experiment: Experiment, name: str, seed: int) -> dict[str, Any]:
+def run(experiment: Experiment, name: str, seed: int) -> runs.Run:
     """Sample by one method, and measure."""
     model, calls = experiment.model(), Calls(experiment.reward)
-    rows, start = Rows(model.network), time.process_time()
+    rows, start = runs.Rows(model.network), time.process_time()
     # Without the cache: it would hold copies of the weights that training changes.
     with torch.autocast("cpu", torch.bfloat16, enabled=experiment.autocast, cache_enabled=False):
         samples = samples_of(experiment, name, model, calls, seed)
@@ -149,70 +137,38 @@ def samples_of(
         )
         return steered.samples
     if method is not None:
-        train(model, method, calls, seed)
+        batches = [Batch([""], method.samples, seed, i + 1) for i in range(method.updates)]
+        rate, adaptation = method.learning_rate, method.adaptation
+        runs.train(model, adaptation, method.algorithm, calls, batches, rate, rows=64)
     sources = [[stream(seed, part, i) for i in range(len(prompts))] for part in ("x", "steps")]
     return decode(model, draw(model, model.encode(prompts), *sources, rows=256))
 
 
-def train(model: MaskedDiffusion, method: Trained, reward: RewardFunction, seed: int) -> None:
-    """Fine-tune the model, in place."""
-    training = Training(learning_rate=method.learning_rate, ema_decay=0.9, rows=64)
-    policy = method.adaptation.attach(model, training.rows, seed)
-    learner = Learner(policy, training, Processes(training).accelerator)
-    for update in range(1, method.updates + 1):
-        batch = Batch([""], method.samples, seed, update)
-        learn(method.algorithm, policy, learner, reward, batch, method.learning_rate)
-    learner.adopt_average()
-
-
-def table(experiment: Experiment, folder: Path) -> Iterator[str]:
-    """The runs of a folder in Markdown."""
-    texts = [file.read_text() for file in sorted(folder.glob("*.json"))]
-    runs = [json.loads(text) for text in texts if text]  # a run that goes on is still empty
+def table(experiment: Experiment, finished: list[runs.Run]) -> Iterator[str]:
+    """The runs in Markdown."""
     names = [*experiment.order, "network rows", "oracle calls", "seconds", "runs"]
     yield experiment.title
     yield f"| | {' | '.join(names)} |"
     yield f"| --- |{' --- |' * len(names)}"
     for name in experiment.methods:
-        same = [found for found in runs if found["method"] == name]
+        same = [found for found in finished if found["method"] == name]
         if not same:
             continue
-        cells = [_cell([one[m] for one in same], digits) for m, digits in experiment.order.items()]
+        order = experiment.order.items()
+        cells = [runs.cell([one[m] for one in same], digits) for m, digits in order]
         cells += [f"{fmean(one[m] for one in same):.0f}" for m in ("rows", "calls", "seconds")]
         yield f"| {name} | {' | '.join(cells)} | {len(same)} |"
-
-
-def _cell(values: list[float], digits: int) -> str:
-    """Mean over seeds and, of several, its standard error."""
-    text = f"{fmean(values):.{digits}f}"
-    return text + (f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else "")
 
 
 def main(
     experiment: Experiment, description: str | None, arguments: Sequence[str] | None = None
 ) -> None:
     """Run, or print the table; arguments are the command line's if not given."""
-    parser = argparse.ArgumentParser(description=description)
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run")
-    running.add_argument("methods", nargs="+", help="rows of the table, or all")
-    running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    running.add_argument("--output", type=Path, required=True)
-    commands.add_parser("table").add_argument("folder", type=Path)
-    given = parser.parse_args(arguments)
-    if given.command == "table":
-        print("\n".join(table(experiment, given.folder)))
-        return
-    torch.set_num_threads(1)
-    given.output.mkdir(parents=True, exist_ok=True)
-    names = list(experiment.methods) if given.methods == ["all"] else given.methods
-    for seed in given.seeds:
-        for name in names:
-            file = given.output / f"{name}-{seed}.json".replace(" ", "-").replace("/", "-")
-            if file.exists():
-                continue
-            file.touch()
-            found = run(experiment, name, seed)
-            file.write_text(json.dumps(found))
-            shown = {key: value for key, value in found.items() if key != "sequences"}
-            print(json.dumps(shown), flush=True)
+    runs.main(
+        description,
+        lambda: list(experiment.methods),
+        lambda name, seed: run(experiment, name, seed),
+        lambda finished: table(experiment, finished),
+        lambda found: {key: value for key, value in found.items() if key != "sequences"},
+        arguments,
+    )
