@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from diffreward.gathering import gathered_rows
 from diffreward.reward import Reward, RewardError, RewardFunction, name_of, score
 from diffreward.samples import Samples
 
-Credit = Literal["influence", "leave_one_out"]
+Credit = Literal["influence", "leave_one_out", "marginal"]
 
 
 class SetReward(Adaptive):
@@ -43,12 +43,14 @@ class SetReward(Adaptive):
     Args:
         embedding: in what the samples are seen.
         credit: what a sample contributes: its ``"influence"``, or ``"leave_one_out"``, n - 1 times
-            the value of the set less the value without the sample. The two agree for large sets.
+            the value of the set less the value without the sample, or ``"marginal"``, n + 1 times
+            the value of the n samples of the bank with it less their value. They agree for large
+            sets of one law. Without a past, the marginal contribution is that to the others.
         bank: rows of past rounds, the newest ones, which join the set in training: they do not
             change, and make a distance to a reference less noisy. In evaluation a set is alone.
 
     Raises:
-        ValueError: if there is no such credit, or the bank is negative.
+        ValueError: if there is no such credit, the bank is negative, or none for the marginal.
     """
 
     fewest_rows: int = 2
@@ -57,10 +59,12 @@ class SetReward(Adaptive):
     def __init__(
         self, embedding: Embedding | EmbeddingFunction, credit: Credit = "influence", bank: int = 0
     ) -> None:
-        if credit not in ("influence", "leave_one_out"):
-            raise ValueError(f"credit is influence or leave_one_out, got {credit!r}")
+        if credit not in get_args(Credit):
+            raise ValueError(f"credit is one of {', '.join(get_args(Credit))}; got {credit!r}")
         if bank < 0:
             raise ValueError(f"bank is at least 0 rows, got {bank}")
+        if credit == "marginal" and not bank:
+            raise ValueError("credit='marginal' is what a sample adds to the bank: set bank > 0")
         self.embedding = embedding
         self.credit = credit
         self.bank = bank
@@ -111,7 +115,7 @@ class SetReward(Adaptive):
         scores = everyone.flatten(1).sum(1) + torch.nan
         past = self._fixed(chosen)
         n = chosen.shape[0] * chosen.shape[1]
-        left_out = chosen.shape[1] if self.credit == "leave_one_out" else 0
+        left_out = 0 if self.credit == "influence" else chosen.shape[1]
         if len(chosen) and n + len(past) - left_out >= self.fewest_rows:
             with torch.autocast(rows.device.type, enabled=False):
                 value = self.value(torch.cat([chosen.flatten(0, 1), past]))
@@ -131,11 +135,13 @@ class SetReward(Adaptive):
             rows: (B, R, D), those of the whole set.
         """
         past = self._fixed(rows)
+        size = len(past) / rows.shape[1]
         if self.credit == "influence":
             credits = self.influences(rows, past)
+        elif self.credit == "marginal" and len(past):
+            credits = (size + 1) * self.values_with_each(rows, past)
         else:
-            size = rows.shape[0] + len(past) / rows.shape[1]
-            credits = (1 - size) * self.values_without_each(rows, past)
+            credits = (1 - len(rows) - size) * self.values_without_each(rows, past)
         return credits - credits.mean()
 
     def values_without_each(self, rows: Tensor, past: Tensor) -> Tensor:
@@ -147,6 +153,15 @@ class SetReward(Adaptive):
         """
         kept = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
         return torch.stack([self.value(torch.cat([rows[k].flatten(0, 1), past])) for k in kept])
+
+    def values_with_each(self, rows: Tensor, past: Tensor) -> Tensor:
+        """The values of the past with one sample after the other, (B,), without gradient.
+
+        Args:
+            rows: (B, R, D), those of the whole set.
+            past: (M, D), what each is added to.
+        """
+        return torch.stack([self.value(torch.cat([one, past])) for one in rows])
 
     def influences(self, rows: Tensor, past: Tensor) -> Tensor:
         """The influence of each sample, (B,), up to a constant, without gradient.

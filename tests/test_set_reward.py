@@ -113,6 +113,46 @@ def test_leaving_out_agrees_with_influence_in_large_sets() -> None:
     assert float((without - influence).norm() / influence.norm()) < 2.5 / 400
 
 
+@pytest.mark.parametrize("embedding", [itself, pairs])
+def test_the_marginal_contribution_is_what_the_bank_gains(embedding: object) -> None:
+    past, samples = draw(5, seed=1), draw(3)
+    reward = Spread(embedding, credit="marginal", bank=100)
+    with adapting(reward):
+        reward(past, names(past))
+    before, rows = (embedding(each, names(each)) for each in (past, samples))
+    gains = [
+        float(reward.value(torch.cat([before, row[None]]).flatten(0, 1)))
+        - float(reward.value(before.flatten(0, 1)))
+        for row in rows
+    ]
+    with adapting(reward):
+        credits = reward.credits(rows)
+    expected = [6 * (gain - sum(gains) / 3) for gain in gains]
+    assert credits.tolist() == pytest.approx(expected)
+
+
+def test_the_marginal_contribution_agrees_with_influence_in_large_sets() -> None:
+    rows = draw(400).values
+    reward = Spread(itself, credit="marginal", bank=400)
+    with adapting(reward):
+        reward(Vectors(rows), [""] * 400)
+    with adapting(reward):
+        marginal = reward.credits(rows[:, None])
+    influence = Spread(itself).credits(rows[:, None])
+    assert float((marginal - influence).norm() / influence.norm()) < 2.5 / 400
+
+
+def test_without_a_past_the_marginal_contribution_is_that_to_the_others() -> None:
+    rows = draw(6).values[:, None]
+    marginal = Spread(itself, credit="marginal", bank=3).credits(rows)
+    assert torch.equal(marginal, Spread(itself, credit="leave_one_out").credits(rows))
+
+
+def test_a_marginal_contribution_needs_a_bank() -> None:
+    with pytest.raises(ValueError, match="bank > 0"):
+        Spread(itself, credit="marginal")
+
+
 def test_samples_without_rows_have_no_score_and_do_not_count() -> None:
     samples, reward = draw(7), Spread(itself)
     values = samples.values.clone()
