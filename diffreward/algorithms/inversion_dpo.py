@@ -109,12 +109,12 @@ class InversionDPO(Algorithm[Inverted]):
 
     def losses(self, policy: Policy, experience: Inverted, inner_step: int) -> Losses:
         pairs, states = experience.pairs, experience.states
-        drawn = self.measure == "likelihood"
-        steps = policy.diffusion.stochastic_steps if drawn else range(states.shape[1] - 1)
+        by_density = self.measure == "likelihood"
+        steps = policy.diffusion.stochastic_steps if by_density else range(states.shape[1] - 1)
         # Nobody drew these paths.
         unknown = states.new_full((len(states), len(steps)), torch.nan)
         path = Trajectory(states, tuple(steps), unknown, experience.condition)
-        if drawn:
+        if by_density:
             entries, sign = path_entries(policy, path), 1 / path.dimensions
         elif self.measure == "denoising":
             entries, sign = _distances(policy, path, [path.clean] * len(steps)), -1.0
