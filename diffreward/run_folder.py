@@ -64,12 +64,8 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; null stands for NaN, which JSON does not have."""
-        written = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in line.items()
-        }
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(written, allow_nan=False) + "\n")
+            file.write(json.dumps(_as_json(line), allow_nan=False) + "\n")
 
     def measures(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The measures of the first and of the last evaluation."""
@@ -114,6 +110,12 @@ class RunFolder:
             lines = file.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _update_of(line) <= update]
             _write_atomically(file, "".join(line + "\n" for line in kept))
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_json(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _update_of(line: str) -> float:

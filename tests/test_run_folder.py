@@ -62,9 +62,9 @@ def test_metrics_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
 def test_what_is_no_number_is_null_in_json(tmp_path: Path) -> None:
     run = folder(tmp_path)
     run.open("seed: 0", resume=False)
-    run.log({"kind": "update", "update": 1, "reward": math.nan, "loss": 0.5})
+    run.log({"kind": "update", "reward": math.nan, "loss": 0.5, "parts": {"a": math.inf}})
     line = (run.path / "metrics.jsonl").read_text()
-    assert line == '{"kind": "update", "update": 1, "reward": null, "loss": 0.5}\n'
+    assert line == '{"kind": "update", "reward": null, "loss": 0.5, "parts": {"a": null}}\n'
 
 
 def test_another_run_is_named_by_what_differs(tmp_path: Path) -> None:
