@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffreward.diffusion import Diffusion, decode, draw
 from diffreward.random import stream
-from diffreward.record import Measure
+from diffreward.record import Measure, stored
 from diffreward.reward import Reward, RewardFunction, score
 from diffreward.samples import Samples
 
@@ -91,7 +91,7 @@ def write_samples(
         {
             "file": file,
             "prompt": prompt,
-            "scores": {name: _number(values[i]) for name, values in scores.items()},
+            "scores": {name: stored(float(values[i])) for name, values in scores.items()},
         }
         for i, (file, prompt) in enumerate(zip(files, prompts, strict=False))
     ]
@@ -100,11 +100,4 @@ def write_samples(
 
 def as_json(measures: Mapping[str, Measure]) -> dict[str, dict[str, float | None]]:
     """Measures as JSON holds them: null for NaN."""
-    return {
-        name: {key: _number(value) for key, value in asdict(one).items()}
-        for name, one in measures.items()
-    }
-
-
-def _number(value: float | Tensor) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return {name: stored(asdict(one)) for name, one in measures.items()}

@@ -187,3 +187,10 @@ def _gallery(index: Path) -> list[Sample]:
 def number(value: float | None) -> float:
     """A number of a line of metrics; null stands for NaN, which JSON does not have."""
     return math.nan if value is None else float(value)
+
+
+def stored(value: Any) -> Any:
+    """What JSON holds for numbers, also in mappings: the inverse of `number`."""
+    if isinstance(value, Mapping):
+        return {key: stored(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,6 @@ renamed when it is complete, and lines of the metrics that are younger are dropp
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from diffreward.record import stored
 
 
 class RunFolder:
@@ -65,7 +66,7 @@ class RunFolder:
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; null stands for NaN, which JSON does not have."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_as_json(line), allow_nan=False) + "\n")
+            file.write(json.dumps(stored(line), allow_nan=False) + "\n")
 
     def measures(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The measures of the first and of the last evaluation."""
@@ -110,12 +111,6 @@ class RunFolder:
             lines = file.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _update_of(line) <= update]
             _write_atomically(file, "".join(line + "\n" for line in kept))
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _as_json(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _update_of(line: str) -> float:

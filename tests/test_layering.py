@@ -46,7 +46,7 @@ FLOORS: dict[str, int] = {
     "stopping": 0,
     "record": 0,
     "gathering": 0,
-    "run_folder": 0,
+    "run_folder": 1,
     "averaging": 0,
     "checks": 0,
     "alphabets": 1,
